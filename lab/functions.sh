@@ -1,0 +1,68 @@
+# shellcheck shell=bash
+# What the nodes of the lab do alike. The start-up script of each kind of node sources this file.
+
+# Brings an interface up as the far end of a balancer that redirects frames into a veth pair.
+prepare_interface() {
+    local dev=$1
+    # Without GRO here the native XDP redirect at the other end of the pair loses every frame, and a
+    # checksum that is left to the device is never computed, because no device follows.
+    # Segmentation offload would hand the balancer packets of up to 64 KB.
+    ethtool -K "$dev" gro on tx off tso off gso off >/dev/null
+    ip link set dev "$dev" up
+}
+
+# Sets what a kernel or a distribution may have set otherwise. Call it before adding addresses.
+prepare_kernel() {
+    local directory
+    for directory in /proc/sys/net/ipv4/conf/*; do
+        # An answer leaves by another route than a strict reverse path filter expects.
+        echo 0 >"$directory/rp_filter"
+    done
+    for directory in /proc/sys/net/ipv6/conf/*; do
+        # Container engines switch IPv6 off.
+        echo 0 >"$directory/disable_ipv6"
+        # All four concentrators own the same address, which duplicate detection would take from them.
+        echo 0 >"$directory/accept_dad"
+        echo 0 >"$directory/accept_ra"
+    done
+    ip link set dev lo up
+}
+
+# Prints the interface that carries inner addresses: routes to them go where the chosen ESP takes them.
+inner_route() {
+    local neighbour=$1
+    if [[ $LB_LAB_ESP == kernel ]]; then
+        # The kernel's policies catch the packet on its way out.
+        echo "via $neighbour dev eth1"
+    else
+        echo "dev ipsec0"
+    fi
+}
+
+# Starts strongSwan and loads the node's connections.
+start_strongswan() {
+    local charon='' candidate
+    for candidate in /usr/lib/ipsec/charon /usr/libexec/ipsec/charon /usr/lib/strongswan/charon; do
+        [[ -x $candidate ]] && charon=$candidate && break
+    done
+    [[ -n $charon ]] || { echo "strongSwan's charon is not installed" >&2; return 1; }
+    setsid "$charon" </dev/null >/dev/null 2>&1 &
+
+    # A machine that is emulated takes its time, hence the generous bound.
+    local tries=0
+    until timeout 10 swanctl --stats >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        [[ $tries -lt 300 ]] || { echo "charon does not answer; its log is /run/charon.log" >&2; return 1; }
+        kill -0 $! 2>/dev/null || { echo "charon ended; its log is /run/charon.log" >&2; return 1; }
+        sleep 0.1
+    done
+    local output
+    if ! output=$(timeout 30 swanctl --load-all --noprompt 2>&1); then
+        echo "$output" >&2
+        return 1
+    fi
+    if [[ $LB_LAB_ESP == userspace && ! -e /proc/sys/net/ipv4/conf/ipsec0 ]]; then
+        echo "charon made no interface ipsec0: is its plugin kernel-libipsec installed, and /dev/net/tun there?" >&2
+        return 1
+    fi
+}
