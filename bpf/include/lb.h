@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the load balancer's two sides, lb.bpf.c and user space, say to each other: the keys and
+ * values of its maps, its configuration, and the list of verdicts. User space has these
+ * types from the generated skeleton.
+ */
+#pragma once
+
+#include "address.h"
+#include "common.h"
+
+/* Sizes that both sides go by. An enum, as user space cannot see macros. */
+enum lb_limits {
+	/* Raised with every change to a struct or map that is pinned: an upgrade in place needs the same number. */
+	LB_LAYOUT = 1,
+	LB_BACKENDS_MAX = 512,
+	LB_INGRESS_MAX = 64,
+	/* Over twice the interfaces there can be, so that a search is short. */
+	LB_INTERFACES = 2048,
+	LB_INTERFACE_PROBES = 16,
+	LB_VIPS_MAX = 16,
+	/* A prime, as Maglev wants it, more than a hundred times the backends (Eisenbud et al., NSDI 2016, section 3.4). */
+	LB_HASH_SLOTS = 65537,
+	/* LB_BACKENDS_MAX backends of the greatest weight, LB_WEIGHT_MAX. */
+	LB_RING_MAX = 131072,
+	LB_WEIGHT_MAX = 256,
+	LB_FRAGMENTS_MAX = 16384,
+	LB_SOURCES = 65536,
+	LB_NAME_BYTES = 32,
+	LB_PATH_BYTES = 128,
+};
+
+/* Where a packet's way through the balancer ended; the index of its counter in `verdicts`. */
+enum lb_verdict {
+	LB_SESSION,           /* forwarded to the backend of the client's session */
+	LB_NEW,               /* forwarded, and the client has a session from now on */
+	LB_STATELESS,         /* forwarded to the backend that the client's address hashes to */
+	LB_NEIGHBOUR,         /* ARP, ND or MLD, forwarded */
+	LB_RETURNED,          /* from a backend, forwarded to the client side */
+	LB_MALFORMED,         /* dropped: a header does not fit or contradicts itself */
+	LB_KEEPALIVE_DROPPED, /* dropped: a NAT keepalive of no session */
+	LB_OTHER_DROPPED,     /* dropped: nothing that a balancer for IPsec carries */
+	LB_OTHER_PASSED,      /* the same, given to this machine's network stack */
+	LB_NO_BACKEND,        /* dropped: nowhere to go */
+	LB_VERDICTS,
+};
+
+/* Why a start was placed by hash, the index of its counter in `unplaced`. */
+enum lb_unplaced {
+	LB_UNPLACED_SOURCE_RATE, /* too many new sessions a second from one source */
+	LB_UNPLACED_TOTAL_RATE,  /* too many new sessions a second from all */
+	LB_UNPLACED_TABLE_FULL,
+	LB_UNPLACED,
+};
+
+enum lb_policy {
+	LB_ROUND_ROBIN,
+	LB_MAGLEV,
+};
+
+enum lb_other {
+	LB_OTHER_DROP,
+	LB_OTHER_PASS,
+};
+
+enum lb_return_path {
+	LB_RETURN_HERE,   /* what backends answer passes here: it shows which SPIs they chose */
+	LB_RETURN_DIRECT, /* it does not */
+};
+
+enum lb_backend_state {
+	LB_ABSENT,     /* no such backend */
+	LB_UNRESOLVED, /* its MAC is not known yet: it gets nothing */
+	LB_ACTIVE,
+} __attribute__((packed));
+
+enum lb_role {
+	LB_INGRESS,
+	LB_EGRESS,
+} __attribute__((packed));
+
+/* Written and read as one word, so that nobody sees half a MAC or a state without its MAC. */
+struct lb_station {
+	__u8 mac[6];
+	enum lb_backend_state state;
+	__u8 learned; /* whether the MAC is from the backend's own frames */
+} __attribute__((aligned(8)));
+
+struct lb_backend {
+	struct lb_station station;
+	__u32 port;      /* key in egress_ports */
+	__u32 weight;    /* 0 to 256 */
+	__u32 last_seen; /* when it last sent anything, seconds of CLOCK_MONOTONIC; 0: never */
+	char name[LB_NAME_BYTES];
+};
+
+/*
+ * An interface that a program is attached to. The map is a hash table with open addressing by
+ * ifindex; ifindex 0 marks a free entry.
+ */
+struct lb_interface {
+	__u32 ifindex;
+	__u16 index; /* key in ingress_ports or egress_ports, by role */
+	enum lb_role role;
+	__u8 mode; /* XDP_ATTACHED_DRV or XDP_ATTACHED_SKB, include/uapi/linux/if_link.h */
+	char name[16];
+};
+
+struct lb_fragment_key {
+	struct address source;
+	struct address destination;
+	__be32 id;
+	__u32 protocol;
+};
+
+struct lb_fragment {
+	__u32 backend;
+	__u32 seen; /* seconds of CLOCK_MONOTONIC */
+};
+
+/* What user space sets once, and all CPUs share. */
+struct lb_runtime {
+	__u32 ring_slots; /* slots of `ring` in use */
+	__u32 backends;   /* entries of `backends` in use */
+	__u64 ring_next __attribute__((aligned(64)));
+	__u64 starts __attribute__((aligned(64))); /* token bucket of all starts */
+};
+
+struct lb_config {
+	__u32 layout; /* LB_LAYOUT */
+	enum lb_policy policy;
+	enum lb_other other;
+	enum lb_return_path return_path;
+	__u32 ingress_count;
+	__u32 vip_count;       /* 0: every destination is a VIP */
+	__u64 start_interval;  /* ns between two new sessions, over all sources */
+	__u64 source_interval; /* ns between two new sessions of one source */
+	struct address vips[LB_VIPS_MAX];
+	char netns[LB_PATH_BYTES]; /* the network namespace of the interfaces as it was given, or empty */
+};

@@ -1,0 +1,3 @@
+pub mod skeleton {
+    include!(concat!(env!("OUT_DIR"), "/lb.skel.rs"));
+}

@@ -1,0 +1,6 @@
+//! The library behind the `lb` binary; tests and benchmarks use it too.
+//!
+//! `kernel` deals with the kernel and knows no datapath; each other module is the user space of one.
+
+pub mod kernel;
+pub mod lb;
