@@ -28,7 +28,7 @@ prepare_kernel() {
     ip link set dev lo up
 }
 
-# Prints the interface that carries inner addresses: routes to them go where the chosen ESP takes them.
+# Prints the way to inner addresses, which depends on who carries ESP; the argument is the next hop outside.
 inner_route() {
     local neighbour=$1
     if [[ $LB_LAB_ESP == kernel ]]; then
