@@ -4,11 +4,13 @@
 # Brings an interface up as the far end of a balancer that redirects frames into a veth pair.
 prepare_interface() {
     local dev=$1
-    # Without GRO here the native XDP redirect at the other end of the pair loses every frame, and a
-    # checksum that is left to the device is never computed, because no device follows.
-    # Segmentation offload would hand the balancer packets of up to 64 KB.
-    ethtool -K "$dev" gro on tx off tso off gso off >/dev/null
+    # GRO is switched on while the interface is up: that is when the kernel marks the other end of the pair as one
+    # that frames may be redirected to. Switched on before, it takes effect only if the other end comes up later,
+    # and native XDP silently loses every frame.
     ip link set dev "$dev" up
+    # A checksum that is left to the device is never computed, because no device follows. Segmentation offload
+    # would hand the balancer packets of up to 64 KB.
+    ethtool -K "$dev" gro on tx off tso off gso off >/dev/null
 }
 
 # Sets what a kernel or a distribution may have set otherwise. Call it before adding addresses.
