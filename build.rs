@@ -52,6 +52,9 @@ fn compile(source: &Path, include: &Path, vmlinux: &Path, out: &Path) {
         .build_and_generate(out.join(format!("{name}.skel.rs")))
     {
         eprintln!("{error:#}");
-        panic!("cannot build {}: the compiler's words are above; `scripts/setup build` installs clang", source.display());
+        panic!(
+            "cannot build {}: the compiler's words are above; `scripts/setup build` installs clang",
+            source.display()
+        );
     }
 }

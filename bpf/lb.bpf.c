@@ -16,8 +16,13 @@
  * Each packet ends in one enum lb_verdict, counted once, in leave().
  */
 #include "lb.h"
-#include "clock.h"
 #include "common.h"
+#include "lb.h"
+
+/* The first of the read-only data in every version, for user space of another version to tell that it is another. */
+const volatile __u32 lb_layout = LB_LAYOUT;
+
+#include "clock.h"
 #include "counters.h"
 #include "ipsec.h"
 #include "rate.h"
@@ -29,19 +34,23 @@
  * the paths that real ones walk.
  */
 const volatile struct lb_config lb_config = {
-	.layout = LB_LAYOUT,
 	.ingress_count = 2,
 	.vip_count = 1,
 	.start_interval = 50000,
 	.source_interval = 1000000,
 };
 
-/* Types that no map names, here so that the generated skeleton has them. */
-const volatile struct {
+/*
+ * Types that no map names, here so that the generated skeleton has them. Aligned, so that the read-only data
+ * ends where Rust's idea of it does.
+ */
+struct lb_types {
 	enum lb_verdict verdict;
 	enum lb_unplaced unplaced;
 	enum lb_limits limits;
-} lb_types;
+} __attribute__((aligned(8)));
+
+const volatile struct lb_types lb_types;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -162,6 +171,11 @@ struct decision {
 static __always_inline bool goes_to_one_backend(enum lb_verdict verdict)
 {
 	return verdict == LB_SESSION || verdict == LB_NEW || verdict == LB_STATELESS;
+}
+
+static __always_inline bool is_forwarded(enum lb_verdict verdict)
+{
+	return goes_to_one_backend(verdict) || verdict == LB_NEIGHBOUR || verdict == LB_RETURNED;
 }
 
 static __always_inline enum lb_verdict other_verdict(void)
@@ -465,7 +479,6 @@ static __always_inline void decide_by_hash(const struct address *client, struct 
 static __always_inline void decide_tunnel(const struct xdp_md *ctx, const struct packet *packet,
 					  const struct message *message, struct decision *decision)
 {
-	struct address client = message->kind == KIND_ICMP_ERROR ? message->quoted_destination : packet->source;
 	bool starts = message->starts_sa || message->kind == KIND_ECHO_REQUEST;
 	__u32 now = clock_seconds();
 	struct session_meta meta;
@@ -475,13 +488,13 @@ static __always_inline void decide_tunnel(const struct xdp_md *ctx, const struct
 		decision->verdict = LB_STATELESS;
 		return;
 	}
-	session = session_find(&client, now, &meta);
+	session = session_find(&message->client, now, &meta);
 	if (session)
 		decide_by_session(ctx, message, session, meta, now, decision);
 	else if (message->kind == KIND_KEEPALIVE)
 		decision->verdict = LB_KEEPALIVE_DROPPED;
-	else if (!starts || !decide_new(ctx, message, &client, now, decision))
-		decide_by_hash(&client, decision);
+	else if (!starts || !decide_new(ctx, message, &message->client, now, decision))
+		decide_by_hash(&message->client, decision);
 
 	if (packet->fragment == FRAGMENT_FIRST && goes_to_one_backend(decision->verdict))
 		fragment_remember(packet, decision->backend, now);
@@ -490,11 +503,9 @@ static __always_inline void decide_tunnel(const struct xdp_md *ctx, const struct
 static __always_inline void decide_client(const struct xdp_md *ctx, const struct packet *packet,
 					  const struct message *message, struct ethhdr *eth, struct decision *decision)
 {
-	if (message->kind == KIND_MALFORMED)
-		decision->verdict = LB_MALFORMED;
-	else if (message->kind == KIND_NEIGHBOUR)
+	if (message->kind == KIND_NEIGHBOUR)
 		decide_neighbour(eth, decision);
-	else if (message->kind == KIND_OTHER || message->kind == KIND_ICMP_OTHER || !is_vip(&packet->destination))
+	else if (!is_vip(&packet->destination))
 		decision->verdict = other_verdict();
 	else
 		decide_tunnel(ctx, packet, message, decision);
@@ -554,16 +565,10 @@ static __always_inline void decide_backend(const struct xdp_md *ctx, const struc
 {
 	__u32 now = clock_seconds();
 
-	if (message->kind == KIND_MALFORMED) {
-		decision->verdict = LB_MALFORMED;
-		return;
-	}
 	hear_backend(ctx, eth, now);
 	if (message->kind == KIND_NEIGHBOUR) {
 		decision->verdict = LB_NEIGHBOUR;
 		decision->to_all = lb_config.ingress_count > 1;
-	} else if (message->kind == KIND_OTHER) {
-		decision->verdict = other_verdict();
 	} else {
 		decide_returned(packet, message, now, decision);
 	}
@@ -585,30 +590,29 @@ static __always_inline void address_to_backend(struct ethhdr *eth, struct decisi
 	decision->port = backend->port;
 }
 
-/* Carries out a decision, counts it, and gives the XDP action that belongs to it. `ports` are those of the other side. */
+/* The XDP action for a packet that is not forwarded, once it is counted. */
+static __always_inline int refuse(enum lb_verdict verdict, __u32 bytes)
+{
+	counter_add(&verdicts, verdict, bytes);
+	return verdict == LB_OTHER_PASSED ? XDP_PASS : XDP_DROP;
+}
+
+/*
+ * Carries out a decision, counts it, and gives the XDP action that belongs to it. `ports` are those of the other side.
+ * With refuse(), the only place where verdicts become actions.
+ */
 static __always_inline int leave(struct decision *decision, void *ports, __u32 bytes)
 {
-	int action;
+	long action;
 
-	switch (decision->verdict) {
-	case LB_SESSION:
-	case LB_NEW:
-	case LB_STATELESS:
-	case LB_NEIGHBOUR:
-	case LB_RETURNED:
-		if (decision->to_all)
-			action = bpf_redirect_map(ports, 0, BPF_F_BROADCAST);
-		else
-			action = bpf_redirect_map(ports, decision->port, XDP_DROP);
-		if (action != XDP_REDIRECT)
-			decision->verdict = LB_NO_BACKEND;
-		break;
-	case LB_OTHER_PASSED:
-		action = XDP_PASS;
-		break;
-	default:
-		action = XDP_DROP;
-	}
+	if (!is_forwarded(decision->verdict))
+		return refuse(decision->verdict, bytes);
+	if (decision->to_all)
+		action = bpf_redirect_map(ports, 0, BPF_F_BROADCAST);
+	else
+		action = bpf_redirect_map(ports, decision->port, XDP_DROP);
+	if (action != XDP_REDIRECT)
+		return refuse(LB_NO_BACKEND, bytes);
 
 	counter_add(&verdicts, decision->verdict, bytes);
 	if (goes_to_one_backend(decision->verdict)) {
@@ -622,15 +626,20 @@ static __always_inline int leave(struct decision *decision, void *ports, __u32 b
 /* Both programs but for what they decide by. */
 static __always_inline int handle(struct xdp_md *ctx, enum side side, void *ports)
 {
-	struct packet packet = {};
-	struct message message = {};
+	/* Not zeroed, as what is dropped below would pay for it; parse_frame() and classify() say what they set. */
+	struct packet packet;
+	struct message message;
 	struct decision decision = {};
+	__u32 bytes = frame_bytes(ctx);
 	struct ethhdr *eth;
 
-	if (parse_frame(ctx, &packet))
-		classify(&packet, &message, side);
-	else
-		message.kind = KIND_MALFORMED;
+	if (!parse_frame(ctx, &packet))
+		return refuse(LB_MALFORMED, bytes);
+	classify(&packet, &message, side);
+	if (message.kind == KIND_MALFORMED)
+		return refuse(LB_MALFORMED, bytes);
+	if (message.kind == KIND_OTHER || (side == SIDE_CLIENT && message.kind == KIND_ICMP_OTHER))
+		return refuse(other_verdict(), bytes);
 
 	/* What the decision branches on, and the frame: all that is known of them until here is forgotten. */
 	message.kind += unknown_zero();
@@ -638,10 +647,8 @@ static __always_inline int handle(struct xdp_md *ctx, enum side side, void *port
 	message.responder_spi += unknown_zero();
 	packet.fragment += unknown_zero();
 	eth = (void *)(long)READ_ONCE(ctx->data);
-	if ((void *)(eth + 1) > (void *)(long)READ_ONCE(ctx->data_end)) {
-		decision.verdict = LB_MALFORMED;
-		return leave(&decision, ports, frame_bytes(ctx));
-	}
+	if ((void *)(eth + 1) > (void *)(long)READ_ONCE(ctx->data_end))
+		return refuse(LB_MALFORMED, bytes);
 
 	if (side == SIDE_CLIENT)
 		decide_client(ctx, &packet, &message, eth, &decision);
@@ -649,7 +656,7 @@ static __always_inline int handle(struct xdp_md *ctx, enum side side, void *port
 		decide_backend(ctx, &packet, &message, eth, &decision);
 	if (goes_to_one_backend(decision.verdict))
 		address_to_backend(eth, &decision);
-	return leave(&decision, ports, frame_bytes(ctx));
+	return leave(&decision, ports, bytes);
 }
 
 SEC("xdp")

@@ -2,5 +2,8 @@
 //!
 //! `kernel` deals with the kernel and knows no datapath; each other module is the user space of one.
 
+pub mod cli;
+pub mod iflist;
 pub mod kernel;
 pub mod lb;
+pub mod output;

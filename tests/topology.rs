@@ -241,8 +241,12 @@ fn root_lab_is_what_the_topology_says() {
 
     let status: Value = serde_json::from_str(&lab.succeed(&["status", "--json"])).unwrap();
     assert_eq!((&status["up"], &status["esp"]), (&Value::from(true), &Value::from("userspace")));
-    let nodes: BTreeMap<&str, &Value> =
-        status["nodes"].as_array().unwrap().iter().map(|node| (node["node"].as_str().unwrap(), node)).collect();
+    let nodes: BTreeMap<&str, &Value> = status["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| (node["node"].as_str().unwrap(), node))
+        .collect();
     assert_eq!(nodes.keys().copied().collect::<Vec<_>>(), ["CL1", "LB1", "TEIP1", "TEIP2", "TEIP3", "TEIP4"]);
 
     let client = &nodes["CL1"]["interfaces"];
@@ -268,7 +272,9 @@ fn root_lab_is_what_the_topology_says() {
         assert!(mac.is_none_or(|mac| far_end["address"] == mac), "{far_end}");
         // A native XDP redirect into the pair needs the first, and TCP and UDP need the second.
         let features = lab.succeed(&["shell", &far, "ethtool", "-k", "eth1"]);
-        for feature in ["generic-receive-offload: on", "tx-checksumming: off", "tcp-segmentation-offload: off"] {
+        for feature in
+            ["generic-receive-offload: on", "tx-checksumming: off", "tcp-segmentation-offload: off"]
+        {
             assert!(features.contains(feature), "{far}: no {feature:?} in {features}");
         }
     }
@@ -321,7 +327,8 @@ fn root_lab_killed_while_it_is_built_can_be_removed() {
 fn root_lab_leaves_a_namespace_alone_that_is_not_its_own() {
     let lab = Lab::new("foreign");
     let name = format!("{}-TEIP3", lab.prefix);
-    let ip = |verb: &str| assert!(Command::new("ip").args(["netns", verb, &name]).status().unwrap().success());
+    let ip =
+        |verb: &str| assert!(Command::new("ip").args(["netns", verb, &name]).status().unwrap().success());
     ip("add");
     assert_one_line(&lab.run(&["up"]), 1, &[&name, "--prefix"]);
     assert_one_line(&lab.run(&["up", "--check"]), 1, &[&name, "--prefix"]);

@@ -71,11 +71,12 @@ enum kind {
 
 struct message {
 	enum kind kind;
-	__be64 initiator_spi; /* KIND_IKE */
-	__be64 responder_spi; /* KIND_IKE */
-	bool starts_sa;       /* KIND_IKE */
-	/* KIND_ICMP_ERROR from a client: where the packet that the error quotes was sent to. */
-	struct address quoted_destination;
+	/* The client that it is from; for a KIND_ICMP_ERROR from the client side, whom the quoted packet was sent to. */
+	struct address client;
+	/* These are set for KIND_IKE, and 0 for others. */
+	__be64 initiator_spi;
+	__be64 responder_spi;
+	bool starts_sa;
 };
 
 /*
@@ -153,24 +154,24 @@ static __always_inline void classify_udp(const struct packet *packet, struct mes
 }
 
 /*
- * Reads from the packet that an ICMP error quotes whom it was sent to. The quote is cut short by
+ * Takes for the client whom the packet that an ICMP error quotes was sent to. The quote is cut short by
  * whoever reports the error, so its own length fields say nothing; `bytes` is what the error holds of it.
  */
-static __always_inline bool quoted_destination(const struct packet *packet, struct message *message, void *quote,
-					       __u32 bytes)
+static __always_inline bool client_from_quote(const struct packet *packet, struct message *message, void *quote,
+					      __u32 bytes)
 {
 	if (packet->ethertype == ETH_P_IP) {
 		struct iphdr *ip = quote;
 
 		if (bytes < sizeof(*ip) || !packet_holds(packet, ip, sizeof(*ip)) || ip->version != 4 || ip->ihl < 5)
 			return false;
-		message->quoted_destination = address_v4(ip->daddr);
+		message->client = address_v4(ip->daddr);
 	} else {
 		struct ipv6hdr *ip = quote;
 
 		if (bytes < sizeof(*ip) || !packet_holds(packet, ip, sizeof(*ip)) || ip->version != 6)
 			return false;
-		message->quoted_destination = address_v6(&ip->daddr);
+		message->client = address_v6(&ip->daddr);
 	}
 	return true;
 }
@@ -215,7 +216,7 @@ static __always_inline void classify_icmp(const struct packet *packet, struct me
 	}
 	message->kind = packet->ethertype == ETH_P_IP ? icmp_kind(*type) : icmpv6_kind(*type);
 	if (message->kind == KIND_ICMP_ERROR && side == SIDE_CLIENT &&
-	    !quoted_destination(packet, message, packet->l4 + ICMP_BYTES_MIN, packet->l4_bytes - ICMP_BYTES_MIN))
+	    !client_from_quote(packet, message, packet->l4 + ICMP_BYTES_MIN, packet->l4_bytes - ICMP_BYTES_MIN))
 		message->kind = KIND_MALFORMED;
 }
 
@@ -225,6 +226,10 @@ static __always_inline void classify(const struct packet *packet, struct message
 	__u8 icmp = packet->ethertype == ETH_P_IP ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 	__u8 protocol = packet->protocol;
 
+	message->client = packet->source;
+	message->initiator_spi = 0;
+	message->responder_spi = 0;
+	message->starts_sa = false;
 	if (packet->ethertype == ETH_P_ARP) {
 		bool whole = packet_holds(packet, packet->l3, ARP_BYTES_MIN);
 

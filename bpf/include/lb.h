@@ -91,7 +91,7 @@ struct lb_backend {
 	__u32 port;      /* key in egress_ports */
 	__u32 weight;    /* 0 to 256 */
 	__u32 last_seen; /* when it last sent anything, seconds of CLOCK_MONOTONIC; 0: never */
-	char name[LB_NAME_BYTES];
+	__u8 name[LB_NAME_BYTES];
 };
 
 /*
@@ -103,7 +103,7 @@ struct lb_interface {
 	__u16 index; /* key in ingress_ports or egress_ports, by role */
 	enum lb_role role;
 	__u8 mode; /* XDP_ATTACHED_DRV or XDP_ATTACHED_SKB, include/uapi/linux/if_link.h */
-	char name[16];
+	__u8 name[16];
 };
 
 struct lb_fragment_key {
@@ -127,7 +127,6 @@ struct lb_runtime {
 };
 
 struct lb_config {
-	__u32 layout; /* LB_LAYOUT */
 	enum lb_policy policy;
 	enum lb_other other;
 	enum lb_return_path return_path;
@@ -136,5 +135,5 @@ struct lb_config {
 	__u64 start_interval;  /* ns between two new sessions, over all sources */
 	__u64 source_interval; /* ns between two new sessions of one source */
 	struct address vips[LB_VIPS_MAX];
-	char netns[LB_PATH_BYTES]; /* the network namespace of the interfaces as it was given, or empty */
+	__u8 netns[LB_PATH_BYTES]; /* the network namespace of the interfaces as it was given, or empty */
 };

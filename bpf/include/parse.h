@@ -31,14 +31,14 @@ enum fragment {
 
 struct packet {
 	struct ethhdr *eth;
-	void *end;      /* of the frame: no byte at or behind it may be read */
-	__u32 bytes;    /* of the frame */
-	void *l3;       /* what follows the Ethernet header and its VLAN tags */
-	__u32 l3_at;    /* the same as an offset from the start of the frame */
+	void *end;   /* of the frame: no byte at or behind it may be read */
+	__u32 bytes; /* of the frame */
+	void *l3;    /* what follows the Ethernet header and its VLAN tags */
+	__u32 l3_at; /* the same as an offset from the start of the frame */
+	__u16 ethertype;
+	/* The fields from here on are of IP, and zero for other ethertypes. */
 	void *l4;       /* what follows the IP headers; not for FRAGMENT_LATER */
 	__u32 l4_bytes; /* from `l4` to the end of the packet as IP states it */
-	__u16 ethertype;
-	/* The fields from here on are set for IP alone. */
 	enum fragment fragment;
 	__be32 fragment_id;     /* IPv4: the 16 bits of its identification field */
 	__u8 fragment_protocol; /* what all fragments of one packet say follows */
@@ -68,6 +68,16 @@ static __always_inline bool parse_ethernet(struct xdp_md *ctx, struct packet *pa
 	if (next > packet->end)
 		return false;
 	type = eth->h_proto;
+	packet->l3 = next;
+	/* Nearly every frame; said twice for the sake of the compiler, which then goes straight to parse_ipv4(). */
+	if (type == bpf_htons(ETH_P_IP)) {
+		packet->ethertype = ETH_P_IP;
+		return true;
+	}
+	if (type == bpf_htons(ETH_P_IPV6)) {
+		packet->ethertype = ETH_P_IPV6;
+		return true;
+	}
 
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
@@ -203,6 +213,8 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *packet
 		return false;
 
 	packet->fragment = FRAGMENT_NONE;
+	packet->fragment_id = 0;
+	packet->fragment_protocol = 0;
 	packet->source = address_v6(&ip->saddr);
 	packet->destination = address_v6(&ip->daddr);
 	packet->protocol = ip->nexthdr;
@@ -239,5 +251,14 @@ static __always_inline bool parse_frame(struct xdp_md *ctx, struct packet *packe
 		return parse_ipv4(packet);
 	if (packet->ethertype == ETH_P_IPV6)
 		return parse_ipv6(ctx, packet);
+
+	packet->l4 = packet->l3;
+	packet->l4_bytes = 0;
+	packet->fragment = FRAGMENT_NONE;
+	packet->fragment_id = 0;
+	packet->fragment_protocol = 0;
+	packet->protocol = 0;
+	packet->source = (struct address){};
+	packet->destination = (struct address){};
 	return true;
 }

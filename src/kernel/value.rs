@@ -1,0 +1,41 @@
+//! Which Rust types may stand for the bytes of a map's key or value.
+
+/// A type that any bytes of its size are a value of, and that has no padding of its own.
+///
+/// # Safety
+///
+/// All bit patterns must be valid, and all bytes part of a field. The structs that the skeleton
+/// generator writes are such (it names padding), as long as no field is a `bool`, a Rust `enum`, a reference or
+/// a function.
+pub unsafe trait MapValue: Copy + 'static {
+    /// The value that `bytes` hold, or `None` where they are of another size.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != size_of::<Self>() {
+            return None;
+        }
+        // SAFETY: the size fits, `read_unaligned` asks for no alignment, and any bytes are a value.
+        Some(unsafe { bytes.as_ptr().cast::<Self>().read_unaligned() })
+    }
+
+    /// The bytes of the value as the kernel wants them.
+    fn as_bytes(&self) -> &[u8] {
+        // SAFETY: no byte of the value is padding, so all are initialised; they live as long as `self`.
+        unsafe { std::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
+    }
+}
+
+// SAFETY: integers have neither padding nor invalid values.
+unsafe impl MapValue for u32 {}
+// SAFETY: the same.
+unsafe impl MapValue for u64 {}
+
+/// Says of generated types that they are [`MapValue`]s. Only for types of a skeleton's `types` module.
+#[macro_export]
+macro_rules! map_values {
+    ($($generated:ty),+ $(,)?) => {
+        $(
+            // SAFETY: the skeleton generator names padding, and uses integers for C's enums.
+            unsafe impl $crate::kernel::value::MapValue for $generated {}
+        )+
+    };
+}

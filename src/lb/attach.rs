@@ -1,0 +1,402 @@
+//! Bringing the balancer onto its interfaces, upgrading it in place, and taking it off.
+//!
+//! An attach is all or nothing. Links detach by themselves when the command ends before they are pinned, and the
+//! pin that says "whole" is made last: whatever cuts an attach short, the next attach or detach finds the rest
+//! and clears it away.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use macaddr::MacAddr6;
+use thiserror::Error;
+
+use super::backend::{self, DEFAULT_WEIGHT, NewBackend};
+use super::datapath::{
+    BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, REMOVED_PINS, Settings, copy_text,
+};
+use super::skeleton::types;
+use super::{GROUP, interfaces};
+use crate::iflist::Listed;
+use crate::kernel::interface::{self, Interface, InterfaceError};
+use crate::kernel::neighbour;
+use crate::kernel::netns::{self, NetnsError};
+use crate::kernel::pins::{Instance, PinError, Root};
+use crate::kernel::table::TableError;
+use crate::kernel::xdp::{self, Link, Mode, XdpError};
+
+/// How long backends have to say which MAC owns the VIP.
+const RESOLVE_TIMEOUT: Duration = Duration::from_millis(1200);
+
+/// What to attach.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub name: String,
+    pub ingress: Vec<Listed>,
+    pub egress: Vec<Listed>,
+    pub mode: Mode,
+    pub settings: Settings,
+    /// Whether an instance of that name is to be upgraded in place.
+    pub replace: bool,
+}
+
+/// What came of an attach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Whether an instance was upgraded in place.
+    pub replaced: bool,
+    /// What the user should know and mend, a line each.
+    pub warnings: Vec<String>,
+}
+
+/// Why nothing was attached.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
+    #[error("{0} is an ingress and an egress; a frame would go back where it came from: name it once")]
+    BothSides(String),
+    #[error("{0} and {1} are one interface; name it once")]
+    SameInterface(String, String),
+    #[error(
+        "--mode hw: network cards take only small hash and array maps, and this datapath needs {0}; use --mode drv"
+    )]
+    Offload(String),
+    #[error("{given} {what} interfaces are more than the {most} there can be")]
+    TooMany { what: &'static str, given: usize, most: usize },
+    #[error("the MAC {mac} was given to {first} and to {second}; each backend has its own")]
+    SharedMac { mac: String, first: String, second: String },
+    #[error(
+        "an instance named {name} is attached already; `lb attach --replace` upgrades it in place, `lb detach --name {name}` removes it, --name gives this one another name"
+    )]
+    Taken { name: String },
+    #[error(
+        "--replace keeps the interfaces and the mode: instance {name} has {found}, and this command line says {wanted}; detach first"
+    )]
+    OtherInterfaces { name: String, found: String, wanted: String },
+    #[error(
+        "cannot replace the program on {interface}: {source}; `lb attach --replace` once more completes the upgrade"
+    )]
+    Replace { interface: String, source: io::Error },
+}
+
+/// Attaches as `request` says.
+///
+/// # Errors
+///
+/// Each [`AttachError`]; then every interface is as it was, and nothing is pinned. The exception is `Replace`,
+/// where some interfaces may have the new program already, which works on the same maps as the old.
+pub fn attach(root: &Root, request: &Request) -> Result<Attached, AttachError> {
+    validate(request)?;
+    netns::within(request.settings.netns.as_deref(), || attach_here(root, request))?
+}
+
+/// What can be said of a request without asking the kernel.
+///
+/// # Errors
+///
+/// Each error that is wrong usage.
+pub fn validate(request: &Request) -> Result<(), AttachError> {
+    if let Some(both) = request.ingress.iter().find(|i| request.egress.iter().any(|e| e.name == i.name)) {
+        return Err(AttachError::BothSides(both.name.clone()));
+    }
+    for (what, list, most) in
+        [("ingress", &request.ingress, INGRESS_MAX), ("egress", &request.egress, BACKENDS_MAX)]
+    {
+        if list.len() > most {
+            return Err(AttachError::TooMany { what, given: list.len(), most });
+        }
+    }
+    for (position, listed) in request.egress.iter().enumerate() {
+        let Some(mac) = listed.mac else { continue };
+        if let Some(other) = request.egress[..position].iter().find(|other| other.mac == Some(mac)) {
+            return Err(AttachError::SharedMac {
+                mac: mac.to_string(),
+                first: other.name.clone(),
+                second: listed.name.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// An interface and what it is to be.
+struct Port {
+    interface: Interface,
+    role: types::lb_role,
+    /// Key of the interface in the map of its side.
+    index: u16,
+    mac: Option<MacAddr6>,
+}
+
+impl Port {
+    fn is_egress(&self) -> bool {
+        self.role == types::lb_role::LB_EGRESS
+    }
+}
+
+fn attach_here(root: &Root, request: &Request) -> Result<Attached, AttachError> {
+    let mut ports = find_ports(request)?;
+    let instance = root.instance(GROUP, &request.name)?;
+    if request.mode == Mode::Hw {
+        return Err(AttachError::Offload("device, LRU and per-CPU maps".into()));
+    }
+
+    let lock = root.lock()?;
+    if instance.exists() {
+        if instance.is_whole() {
+            if !request.replace {
+                return Err(AttachError::Taken { name: request.name.clone() });
+            }
+            let warnings = replace(&instance, request, &ports)?;
+            return Ok(Attached { replaced: true, warnings });
+        }
+        instance.remove(&REMOVED_PINS)?;
+    }
+
+    let mut warnings = resolve(&request.settings.vips, &mut ports);
+    let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
+    warnings.extend(interface::veth_warnings(&interfaces, request.mode));
+
+    let mut datapath = Datapath::load(&request.settings)?;
+    fill(&datapath.maps, &ports, request.mode)?;
+    let links = link(&datapath, &ports, request.mode)?;
+    if let Err(error) = pin(&instance, &mut datapath, &links) {
+        // The links that have a pin would stay.
+        let _ = instance.remove(&REMOVED_PINS);
+        return Err(error);
+    }
+    drop(lock);
+    Ok(Attached { replaced: false, warnings })
+}
+
+fn find_ports(request: &Request) -> Result<Vec<Port>, AttachError> {
+    let mut ports: Vec<Port> = Vec::new();
+    let mut seen: Vec<(u32, String)> = Vec::new();
+    // Egress first: when the first client's frame comes, its way back is there.
+    for (role, list) in
+        [(types::lb_role::LB_EGRESS, &request.egress), (types::lb_role::LB_INGRESS, &request.ingress)]
+    {
+        for (index, listed) in (0u16..).zip(list) {
+            let interface = Interface::find(&listed.name)?;
+            // Two names, as an alternative name is one, may be of one interface.
+            if let Some((_, other)) = seen.iter().find(|(other, _)| *other == interface.index) {
+                return Err(AttachError::SameInterface(other.clone(), listed.name.clone()));
+            }
+            seen.push((interface.index, listed.name.clone()));
+            ports.push(Port { interface, role, index, mac: listed.mac });
+        }
+    }
+    Ok(ports)
+}
+
+/// Asks behind each egress interface without a MAC which one owns the first VIP.
+fn resolve(vips: &[IpAddr], ports: &mut [Port]) -> Vec<String> {
+    let mut unknown: Vec<&mut Port> =
+        ports.iter_mut().filter(|port| port.is_egress() && port.mac.is_none()).collect();
+    let Some(&vip) = vips.first().filter(|_| !unknown.is_empty()) else { return Vec::new() };
+    let asked: Vec<Interface> = unknown.iter().map(|port| port.interface.clone()).collect();
+    let answers = neighbour::resolve_all(&asked, vip, RESOLVE_TIMEOUT);
+    let mut warnings = Vec::new();
+    for (port, answer) in unknown.iter_mut().zip(answers) {
+        let name = &port.interface.name;
+        match answer {
+            Ok(Some(mac)) => port.mac = Some(mac),
+            Ok(None) => warnings.push(format!(
+                "nobody behind {name} owns {vip}: it gets no packets until it sends a frame; mend: bring the backend up, or give its MAC as {name}=MAC"
+            )),
+            Err(error) => warnings.push(format!(
+                "cannot ask behind {name} who owns {vip}: {error}; mend: give the backend's MAC as {name}=MAC"
+            )),
+        }
+    }
+    warnings
+}
+
+fn fill(maps: &Maps, ports: &[Port], mode: Mode) -> Result<(), AttachError> {
+    let backends: Vec<NewBackend> = ports
+        .iter()
+        .filter(|port| port.is_egress())
+        .map(|port| NewBackend { name: port.interface.name.clone(), mac: port.mac, weight: DEFAULT_WEIGHT })
+        .collect();
+    backend::install(maps, &backends)?;
+    for port in ports {
+        let side = if port.is_egress() { &maps.egress_ports } else { &maps.ingress_ports };
+        side.set(&port.index.into(), &port.interface.index)?;
+        let mut entry = types::lb_interface {
+            ifindex: port.interface.index,
+            index: port.index,
+            role: port.role,
+            mode: mode.attached(),
+            ..Default::default()
+        };
+        copy_text(&mut entry.name, &port.interface.name);
+        interfaces::insert(maps, entry)?;
+    }
+    Ok(())
+}
+
+fn link<'a>(datapath: &Datapath, ports: &'a [Port], mode: Mode) -> Result<Vec<(&'a Port, Link)>, XdpError> {
+    ports
+        .iter()
+        .map(|port| {
+            let program = if port.is_egress() { &datapath.backend } else { &datapath.client };
+            Ok((port, Link::attach(program, &port.interface, mode)?))
+        })
+        .collect()
+}
+
+fn pin(instance: &Instance, datapath: &mut Datapath, links: &[(&Port, Link)]) -> Result<(), AttachError> {
+    instance.create()?;
+    datapath.pin_maps(instance)?;
+    for (port, link) in links {
+        link.pin(&instance.link_pin(interfaces::role_name(port.role), port.interface.index))?;
+    }
+    datapath.pin_config(instance)?;
+    Ok(())
+}
+
+/// Puts this build's programs, with this request's settings, in the place of an instance's.
+fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec<String>, AttachError> {
+    let maps = Maps::open(instance)?;
+    let found = interfaces::list(&maps)?;
+    let key = |role, ifindex, mode: u8| (interfaces::role_name(role), ifindex, mode);
+    let found_set: HashSet<_> = found.iter().map(|i| key(i.role, i.ifindex, i.mode)).collect();
+    let wanted_set: HashSet<_> =
+        ports.iter().map(|port| key(port.role, port.interface.index, request.mode.attached())).collect();
+    if found_set != wanted_set {
+        let describe = |role: types::lb_role, name: &str, mode: Option<Mode>| {
+            format!(
+                "{} {name} {}",
+                interfaces::role_name(role),
+                mode.map_or("?".into(), |mode| mode.to_string())
+            )
+        };
+        let join = |mut all: Vec<String>| {
+            all.sort();
+            all.join(", ")
+        };
+        return Err(AttachError::OtherInterfaces {
+            name: instance.name.clone(),
+            found: join(
+                found
+                    .iter()
+                    .map(|i| describe(i.role, &super::datapath::text(&i.name), Mode::from_attached(i.mode)))
+                    .collect(),
+            ),
+            wanted: join(
+                ports
+                    .iter()
+                    .map(|port| describe(port.role, &port.interface.name, Some(request.mode)))
+                    .collect(),
+            ),
+        });
+    }
+
+    let mut datapath = Datapath::load_upgrade(&request.settings, instance)?;
+    for port in ports.iter().filter(|port| port.is_egress()) {
+        let Some(mac) = port.mac else { continue };
+        let entry = found.iter().find(|i| i.ifindex == port.interface.index);
+        backend::set_mac(&datapath.maps, entry.map_or(0, |entry| entry.index.into()), mac)?;
+    }
+    for port in ports {
+        let program = if port.is_egress() { &datapath.backend } else { &datapath.client };
+        let path = instance.link_pin(interfaces::role_name(port.role), port.interface.index);
+        Link::open(&path)
+            .and_then(|link| link.replace(program))
+            .map_err(|source| AttachError::Replace { interface: port.interface.name.clone(), source })?;
+    }
+    datapath.pin_config(instance)?;
+    Ok(Vec::new())
+}
+
+/// Why an instance could not be detached.
+#[derive(Debug, Error)]
+pub enum DetachError {
+    #[error("no instance named {name} is attached{known}")]
+    Unknown { name: String, known: String },
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    #[error(
+        "{interface} still has XDP program {program} of instance {name}; `ip link set dev {interface} xdp off` removes it"
+    )]
+    StillThere { interface: String, program: u32, name: String },
+}
+
+/// Takes an instance off its interfaces and removes its pins; whether or not its attach came to its end, and
+/// whether or not its interfaces and their namespace are still there.
+///
+/// # Errors
+///
+/// Where there is no such instance, where the kernel refuses, or where something that is not lb's is among its pins.
+pub fn detach(root: &Root, name: &str) -> Result<(), DetachError> {
+    let instance = root.instance(GROUP, name)?;
+    let lock = root.lock_existing()?;
+    if lock.is_none() || !instance.exists() {
+        return Err(DetachError::Unknown { name: name.into(), known: known_names(root)? });
+    }
+    remove(&instance)
+}
+
+/// The end of a message about a name that is unknown: which ones are known.
+///
+/// # Errors
+///
+/// Where the root cannot be read.
+pub fn known_names(root: &Root) -> Result<String, PinError> {
+    let instances = root.instances()?.into_iter().filter(|instance| instance.group == GROUP);
+    let names: Vec<String> = instances.map(|instance| instance.name).collect();
+    Ok(if names.is_empty() { String::new() } else { format!("; there is {}", names.join(", ")) })
+}
+
+/// Detaches all instances of the balancer. Returns their names.
+///
+/// # Errors
+///
+/// As [`detach`]; the instances before the one that failed are gone.
+pub fn detach_all(root: &Root) -> Result<Vec<String>, DetachError> {
+    let Some(_lock) = root.lock_existing()? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for instance in root.instances()?.into_iter().filter(|instance| instance.group == GROUP) {
+        remove(&instance)?;
+        names.push(instance.name);
+    }
+    Ok(names)
+}
+
+fn remove(instance: &Instance) -> Result<(), DetachError> {
+    let mut programs = HashSet::new();
+    let mut ifindexes = Vec::new();
+    for path in instance.links()? {
+        if let Ok(info) = Link::open(&path).and_then(|link| link.info()) {
+            programs.insert(info.program_id);
+            ifindexes.push(info.ifindex);
+        }
+    }
+    instance.remove(&REMOVED_PINS)?;
+    // The kernel is asked, not trusted. Interfaces of other namespaces cannot be asked from here, and need not
+    // be: their links were detached by the call that says so.
+    for ifindex in ifindexes {
+        let attached = xdp::attached_programs(ifindex).unwrap_or_default();
+        if let Some((_, program)) = attached.iter().find(|(_, id)| programs.contains(id)) {
+            let interface = Interface::by_index(ifindex).map_or(ifindex.to_string(), |found| found.name);
+            return Err(DetachError::StillThere {
+                interface,
+                program: *program,
+                name: instance.name.clone(),
+            });
+        }
+    }
+    Ok(())
+}

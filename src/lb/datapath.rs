@@ -1,0 +1,539 @@
+//! The balancer's programs and maps: loaded anew, or opened from where an instance has pinned them.
+
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapHandle, OpenMapMut};
+use thiserror::Error;
+
+use super::skeleton::{LbSkelBuilder, OpenLbMaps, types};
+use crate::kernel::counters::Count;
+use crate::kernel::pins::{self, Instance, PinError};
+use crate::kernel::program::Program;
+use crate::kernel::table::{Table, TableError};
+use crate::kernel::xdp::PRIVILEGES;
+
+/// The layout of pinned maps that this build makes and understands.
+pub const LAYOUT: u32 = types::lb_limits::LB_LAYOUT.0;
+
+/// How many backends there can be.
+pub const BACKENDS_MAX: usize = types::lb_limits::LB_BACKENDS_MAX.0 as usize;
+
+/// How many client-side interfaces there can be.
+pub const INGRESS_MAX: usize = types::lb_limits::LB_INGRESS_MAX.0 as usize;
+
+/// How many VIPs there can be.
+pub const VIPS_MAX: usize = types::lb_limits::LB_VIPS_MAX.0 as usize;
+
+/// Seconds without a packet after which a session that was never proven ends.
+pub const EMBRYONIC_TIMEOUT: u32 = 30;
+
+/// How many slots the session table has for each session that may be established (`bpf/include/session.h`).
+const SLOTS_PER_SESSION: u32 = 4;
+
+/// One source's share of the start rate is the total by this: a NAT with many clients behind it fits into it.
+const SOURCE_SHARE: u64 = 20;
+
+crate::map_values! {
+    types::rodata, types::session, types::session_bucket, types::session_meta, types::session_totals, types::lb_backend,
+    types::lb_interface, types::lb_runtime, types::counter
+}
+
+impl From<types::counter> for Count {
+    fn from(counter: types::counter) -> Self {
+        Self { packets: counter.packets, bytes: counter.bytes }
+    }
+}
+
+/// How a new client's backend is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// The next backend in turn
+    #[default]
+    RoundRobin,
+    /// By a consistent hash of the client's address: balancers side by side agree without talking
+    Maglev,
+}
+
+/// What happens to packets that are none of a VPN's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Other {
+    /// They are dropped
+    #[default]
+    Drop,
+    /// This machine's network stack gets them
+    Pass,
+}
+
+/// Which way the backends' answers take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReturnPath {
+    /// Through this balancer, which learns from them
+    #[default]
+    Here,
+    /// Past it
+    Direct,
+}
+
+/// What is decided when programs are loaded, and stays as it is until they are replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub policy: Policy,
+    pub other: Other,
+    pub return_path: ReturnPath,
+    /// How many clients can have an established session; at least 1.
+    pub max_sessions: u32,
+    /// How long an established session may be silent. Whole seconds count.
+    pub idle_timeout: Duration,
+    /// New sessions a second, of all sources together; at least 1.
+    pub start_rate: u32,
+    /// The addresses that are balanced; all of them if there is none. At most [`VIPS_MAX`].
+    pub vips: Vec<IpAddr>,
+    pub ingress_count: u32,
+    /// The network namespace as it was given on the command line.
+    pub netns: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            policy: Policy::default(),
+            other: Other::default(),
+            return_path: ReturnPath::default(),
+            max_sessions: 131_072,
+            idle_timeout: Duration::from_secs(24 * 3600),
+            start_rate: 20_000,
+            vips: Vec::new(),
+            ingress_count: 1,
+            netns: None,
+        }
+    }
+}
+
+/// Why programs and maps could not be had.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    #[error(
+        "this kernel shows no BTF at {path}, which CO-RE programs need; boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian's and Ubuntu's are"
+    )]
+    NoBtf { path: &'static str },
+    #[error("cannot load the programs: {source}{hint}")]
+    Load { source: libbpf_rs::Error, hint: &'static str },
+    #[error("cannot keep a handle on {what}: {source}")]
+    Handle { what: String, source: libbpf_rs::Error },
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(
+        "instance {name} has maps of layout {found}, and this build of lb needs layout {LAYOUT}; `lb detach --name {name}` with either, then attach anew: sessions start afresh"
+    )]
+    Layout { name: String, found: u32 },
+    #[error(
+        "instance {name} has a map {map} of {found} entries, and this command line asks for {wanted}; leave --max-sessions as it was, or detach first"
+    )]
+    Size { name: String, map: String, found: u32, wanted: u32 },
+    #[error(transparent)]
+    Pin(#[from] PinError),
+}
+
+/// Names, as they are pinned, of all maps but the read-only data.
+pub const MAPS: [&str; 16] = [
+    "backend_counters",
+    "backend_macs",
+    "backends",
+    "egress_ports",
+    "fragments",
+    "hash_slots",
+    "ingress_ports",
+    "interfaces",
+    "ring",
+    "runtime",
+    "session_locks",
+    "session_totals",
+    "sessions",
+    "source_rates",
+    "unplaced",
+    "verdicts",
+];
+
+/// All that detaching removes: the maps, and what an upgrade that was cut short may have left.
+pub const REMOVED_PINS: [&str; 17] = {
+    let mut all = [CONFIG_NEXT; 17];
+    let mut i = 0;
+    while i < MAPS.len() {
+        all[i] = MAPS[i];
+        i += 1;
+    }
+    all
+};
+
+/// Where an upgrade pins the read-only data of the new programs until they are in place.
+const CONFIG_NEXT: &str = "config-next";
+
+const BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// The maps that user space reads or writes, the same for a loaded and for a pinned instance.
+#[derive(Debug)]
+pub struct Maps {
+    pub backend_counters: Table<u32, types::counter>,
+    /// Keys are the six bytes of a MAC, then two zero bytes.
+    pub backend_macs: Table<u64, u32>,
+    pub backends: Table<u32, types::lb_backend>,
+    pub egress_ports: Table<u32, u32>,
+    pub hash_slots: Table<u32, u32>,
+    pub ingress_ports: Table<u32, u32>,
+    pub interfaces: Table<u32, types::lb_interface>,
+    pub ring: Table<u32, u32>,
+    pub runtime: Table<u32, types::lb_runtime>,
+    pub session_totals: Table<u32, types::session_totals>,
+    pub sessions: Table<u32, types::session_bucket>,
+    pub unplaced: Table<u32, types::counter>,
+    pub verdicts: Table<u32, types::counter>,
+    /// The read-only data of the programs.
+    pub config: Table<u32, types::rodata>,
+}
+
+impl Maps {
+    /// Takes each map from where `handle` finds it by name.
+    fn gather(handle: impl Fn(&str) -> Result<MapHandle, DatapathError>) -> Result<Self, DatapathError> {
+        Ok(Self {
+            backend_counters: Table::new(handle("backend_counters")?)?,
+            backend_macs: Table::new(handle("backend_macs")?)?,
+            backends: Table::new(handle("backends")?)?,
+            egress_ports: Table::new(handle("egress_ports")?)?,
+            hash_slots: Table::new(handle("hash_slots")?)?,
+            ingress_ports: Table::new(handle("ingress_ports")?)?,
+            interfaces: Table::new(handle("interfaces")?)?,
+            ring: Table::new(handle("ring")?)?,
+            runtime: Table::new(handle("runtime")?)?,
+            session_totals: Table::new(handle("session_totals")?)?,
+            sessions: Table::new(handle("sessions")?)?,
+            unplaced: Table::new(handle("unplaced")?)?,
+            verdicts: Table::new(handle("verdicts")?)?,
+            config: Table::new(handle(pins::CONFIG)?)?,
+        })
+    }
+
+    /// Opens the maps of an instance that this build or one of the same layout has attached.
+    ///
+    /// # Errors
+    ///
+    /// Where a pin is missing or no map, and where the layout is another.
+    pub fn open(instance: &Instance) -> Result<Self, DatapathError> {
+        let corrupt = |error: libbpf_rs::Error| PinError::Corrupt {
+            path: instance.path.clone(),
+            name: instance.name.clone(),
+            source: error.into(),
+        };
+        let open = |name: &str| MapHandle::from_pinned_path(instance.pin(name)).map_err(corrupt);
+        check_layout(instance, &open(pins::CONFIG)?)?;
+        Self::gather(|name| Ok(open(name)?))
+    }
+
+    /// The programs' read-only data.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says about reading it.
+    pub fn config(&self) -> Result<types::rodata, TableError> {
+        Ok(self.config.get(&0)?.expect("an array has all its entries"))
+    }
+
+    /// What all CPUs share.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says about reading it.
+    pub fn runtime(&self) -> Result<types::lb_runtime, TableError> {
+        Ok(self.runtime.get(&0)?.expect("an array has all its entries"))
+    }
+}
+
+/// Reads the layout without relying on anything but that it comes first.
+fn check_layout(instance: &Instance, config: &MapHandle) -> Result<(), DatapathError> {
+    let bytes = config
+        .lookup(&0u32.to_ne_bytes(), libbpf_rs::MapFlags::ANY)
+        .map_err(|source| DatapathError::Handle { what: "the configuration".into(), source })?
+        .unwrap_or_default();
+    let found = bytes.first_chunk().map_or(0, |first| u32::from_ne_bytes(*first));
+    if found == LAYOUT { Ok(()) } else { Err(DatapathError::Layout { name: instance.name.clone(), found }) }
+}
+
+/// Loaded programs with their maps. Nothing is attached or pinned.
+#[derive(Debug)]
+pub struct Datapath {
+    /// For the interfaces towards the clients.
+    pub client: Program,
+    /// For the interfaces towards the backends.
+    pub backend: Program,
+    pub maps: Maps,
+    /// Every map by the name to pin it by.
+    handles: Vec<(&'static str, MapHandle)>,
+}
+
+impl Datapath {
+    /// Loads the programs with new, empty maps.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel lacks BTF, or refuses the programs.
+    pub fn load(settings: &Settings) -> Result<Self, DatapathError> {
+        Self::build(settings, None)
+    }
+
+    /// Loads the programs on the maps of `instance`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::load`], and where the maps are not what this build or these settings need.
+    pub fn load_upgrade(settings: &Settings, instance: &Instance) -> Result<Self, DatapathError> {
+        Self::build(settings, Some((instance, Maps::open(instance)?)))
+    }
+
+    fn build(settings: &Settings, old: Option<(&Instance, Maps)>) -> Result<Self, DatapathError> {
+        if !Path::new(BTF).exists() {
+            return Err(DatapathError::NoBtf { path: BTF });
+        }
+        let mut storage = MaybeUninit::uninit();
+        let mut open = LbSkelBuilder::default().open(&mut storage).map_err(load_error)?;
+
+        let buckets = (settings.max_sessions.saturating_mul(SLOTS_PER_SESSION) / SESSION_WAYS).max(4);
+        let rodata = open.maps.rodata_data.as_deref_mut().expect("the object has read-only data");
+        configure(rodata, settings, buckets);
+        if let Some((_, maps)) = &old {
+            // A client's place in the table is by this hash, and the table stays.
+            rodata.session_config.seed = maps.config()?.session_config.seed;
+        }
+        open.maps.sessions.set_max_entries(buckets).map_err(load_error)?;
+        if let Some((instance, _)) = &old {
+            for (name, map) in open_maps(&mut open.maps) {
+                reuse(instance, name, map)?;
+            }
+        }
+
+        let skeleton = open.load().map_err(load_error)?;
+        let maps = &skeleton.maps;
+        let mut handles = Vec::new();
+        for (name, map) in [
+            ("backend_counters", &maps.backend_counters),
+            ("backend_macs", &maps.backend_macs),
+            ("backends", &maps.backends),
+            ("egress_ports", &maps.egress_ports),
+            ("fragments", &maps.fragments),
+            ("hash_slots", &maps.hash_slots),
+            ("ingress_ports", &maps.ingress_ports),
+            ("interfaces", &maps.interfaces),
+            ("ring", &maps.ring),
+            ("runtime", &maps.runtime),
+            ("session_locks", &maps.session_locks),
+            ("session_totals", &maps.session_totals),
+            ("sessions", &maps.sessions),
+            ("source_rates", &maps.source_rates),
+            ("unplaced", &maps.unplaced),
+            ("verdicts", &maps.verdicts),
+            (pins::CONFIG, &maps.rodata),
+        ] {
+            let handle = MapHandle::try_from(map)
+                .map_err(|source| DatapathError::Handle { what: format!("map {name}"), source })?;
+            handles.push((name, handle));
+        }
+        let program = |fd| {
+            Program::from_fd(fd)
+                .map_err(|error| DatapathError::Handle { what: "a program".into(), source: error.into() })
+        };
+        Ok(Self {
+            client: program(skeleton.progs.lb_client.as_fd())?,
+            backend: program(skeleton.progs.lb_backend.as_fd())?,
+            maps: Maps::gather(|name| {
+                let (_, handle) =
+                    handles.iter().find(|(other, _)| *other == name).expect("each map is listed");
+                MapHandle::try_from(handle)
+                    .map_err(|source| DatapathError::Handle { what: format!("map {name}"), source })
+            })?,
+            handles,
+        })
+    }
+
+    /// Pins all maps but the configuration, whose pin says that the instance is whole.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn pin_maps(&mut self, instance: &Instance) -> Result<(), DatapathError> {
+        for (name, handle) in self.handles.iter_mut().filter(|(name, _)| *name != pins::CONFIG) {
+            handle
+                .pin(instance.pin(name))
+                .map_err(|source| DatapathError::Handle { what: format!("pin {name}"), source })?;
+        }
+        Ok(())
+    }
+
+    /// Pins the configuration; in the place of an older one, if there is one, without a moment between.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn pin_config(&mut self, instance: &Instance) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Handle { what: "pin config".into(), source };
+        let next = instance.pin(CONFIG_NEXT);
+        // An upgrade that was cut short may have left its own.
+        match std::fs::remove_file(&next) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error.into())),
+            _ => {}
+        }
+        let (_, config) = self.handles.last_mut().expect("the configuration is listed last");
+        config.pin(&next).map_err(failed)?;
+        std::fs::rename(&next, instance.pin(pins::CONFIG)).map_err(|error| failed(error.into()))
+    }
+}
+
+const SESSION_WAYS: u32 = size_of::<types::session_bucket>() as u32 / size_of::<types::session>() as u32;
+
+fn configure(rodata: &mut types::rodata, settings: &Settings, buckets: u32) {
+    let session = &mut rodata.session_config;
+    session.seed = random();
+    session.buckets = buckets;
+    session.established_max = settings.max_sessions;
+    session.embryonic_timeout = EMBRYONIC_TIMEOUT;
+    session.established_timeout = settings.idle_timeout.as_secs().try_into().unwrap_or(i32::MAX as u32);
+
+    let config = &mut rodata.lb_config;
+    config.policy = match settings.policy {
+        Policy::RoundRobin => types::lb_policy::LB_ROUND_ROBIN,
+        Policy::Maglev => types::lb_policy::LB_MAGLEV,
+    };
+    config.other = match settings.other {
+        Other::Drop => types::lb_other::LB_OTHER_DROP,
+        Other::Pass => types::lb_other::LB_OTHER_PASS,
+    };
+    config.return_path = match settings.return_path {
+        ReturnPath::Here => types::lb_return_path::LB_RETURN_HERE,
+        ReturnPath::Direct => types::lb_return_path::LB_RETURN_DIRECT,
+    };
+    config.ingress_count = settings.ingress_count;
+    config.start_interval = 1_000_000_000 / u64::from(settings.start_rate.max(1));
+    config.source_interval = config.start_interval * SOURCE_SHARE;
+    config.vip_count = settings.vips.len() as u32;
+    for (slot, vip) in config.vips.iter_mut().zip(&settings.vips) {
+        *slot = types::address::from(*vip);
+    }
+    copy_text(&mut config.netns, settings.netns.as_deref().unwrap_or_default());
+}
+
+/// A random number from the system, by way of what seeds the hash maps of the standard library.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    RandomState::new().build_hasher().finish()
+}
+
+fn load_error(source: libbpf_rs::Error) -> DatapathError {
+    let hint = match source.kind() {
+        libbpf_rs::ErrorKind::PermissionDenied => PRIVILEGES,
+        _ => "; `lb -v` shows the verifier's words",
+    };
+    DatapathError::Load { source, hint }
+}
+
+/// Every map that an upgrade takes over.
+fn open_maps<'a, 'obj>(maps: &'a mut OpenLbMaps<'obj>) -> [(&'static str, &'a mut OpenMapMut<'obj>); 16] {
+    [
+        ("backend_counters", &mut maps.backend_counters),
+        ("backend_macs", &mut maps.backend_macs),
+        ("backends", &mut maps.backends),
+        ("egress_ports", &mut maps.egress_ports),
+        ("fragments", &mut maps.fragments),
+        ("hash_slots", &mut maps.hash_slots),
+        ("ingress_ports", &mut maps.ingress_ports),
+        ("interfaces", &mut maps.interfaces),
+        ("ring", &mut maps.ring),
+        ("runtime", &mut maps.runtime),
+        ("session_locks", &mut maps.session_locks),
+        ("session_totals", &mut maps.session_totals),
+        ("sessions", &mut maps.sessions),
+        ("source_rates", &mut maps.source_rates),
+        ("unplaced", &mut maps.unplaced),
+        ("verdicts", &mut maps.verdicts),
+    ]
+}
+
+/// Puts the pinned map in the place of a new one. libbpf would take any number of entries for granted.
+fn reuse(instance: &Instance, name: &str, map: &mut OpenMapMut<'_>) -> Result<(), DatapathError> {
+    let handle_error = |source| DatapathError::Handle { what: format!("map {name}"), source };
+    let pinned = MapHandle::from_pinned_path(instance.pin(name)).map_err(handle_error)?;
+    if pinned.max_entries() != map.max_entries() {
+        return Err(DatapathError::Size {
+            name: instance.name.clone(),
+            map: name.into(),
+            found: pinned.max_entries(),
+            wanted: map.max_entries(),
+        });
+    }
+    map.reuse_fd(pinned.as_fd()).map_err(handle_error)
+}
+
+impl From<IpAddr> for types::address {
+    fn from(address: IpAddr) -> Self {
+        let octets = match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        let (first, second) = octets.split_at(8);
+        let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("half of 16 bytes is 8"));
+        Self { words: [word(first), word(second)] }
+    }
+}
+
+impl From<types::address> for IpAddr {
+    fn from(address: types::address) -> Self {
+        let mut octets = [0; 16];
+        octets[..8].copy_from_slice(&address.words[0].to_ne_bytes());
+        octets[8..].copy_from_slice(&address.words[1].to_ne_bytes());
+        Self::from(octets).to_canonical()
+    }
+}
+
+/// Writes a text into an array of bytes, cut to leave a zero at the end.
+pub(super) fn copy_text(field: &mut [u8], text: &str) {
+    let length = text.len().min(field.len() - 1);
+    field.fill(0);
+    field[..length].copy_from_slice(&text.as_bytes()[..length]);
+}
+
+/// The text up to the first zero byte.
+pub(super) fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_keep_their_value_on_the_way_to_the_kernel_and_back() {
+        for text in ["192.0.2.1", "2001:db8::1", "::", "255.255.255.255"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(types::address::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_to_their_field() {
+        let mut field = [1; 8];
+        copy_text(&mut field, "0123456789");
+        assert_eq!(text(&field), "0123456");
+        copy_text(&mut field, "eth2");
+        assert_eq!(text(&field), "eth2");
+    }
+
+    #[test]
+    fn the_layout_is_the_first_thing_that_another_version_reads() {
+        assert_eq!(std::mem::offset_of!(types::rodata, lb_layout), 0);
+    }
+}

@@ -1,0 +1,129 @@
+//! Where packets ended, counted by the datapath.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::backend::{self, Load};
+use super::datapath::{DatapathError, Maps};
+use super::skeleton::types::{lb_unplaced, lb_verdict};
+use crate::kernel::counters::{self, Count};
+use crate::kernel::table::TableError;
+
+/// Each verdict's stable name and what it means, in the order in which they are shown.
+pub const VERDICTS: [(lb_verdict, &str, &str); 10] = [
+    (lb_verdict::LB_SESSION, "session", "forwarded to the backend of the client's session"),
+    (lb_verdict::LB_NEW, "new", "forwarded, and the client got a session"),
+    (lb_verdict::LB_STATELESS, "stateless", "forwarded by the hash of the client's address"),
+    (lb_verdict::LB_NEIGHBOUR, "neighbour", "ARP, ND and MLD, forwarded"),
+    (lb_verdict::LB_RETURNED, "returned", "from backends to clients"),
+    (lb_verdict::LB_MALFORMED, "malformed", "dropped: a header does not fit or contradicts itself"),
+    (lb_verdict::LB_KEEPALIVE_DROPPED, "keepalive_dropped", "dropped: NAT keepalives of no session"),
+    (lb_verdict::LB_OTHER_DROPPED, "other_dropped", "dropped: not IKE, ESP, AH or ICMP for a VIP"),
+    (lb_verdict::LB_OTHER_PASSED, "other_passed", "the same, passed to this machine's stack"),
+    (lb_verdict::LB_NO_BACKEND, "no_backend", "dropped: nowhere to go"),
+];
+
+/// Each cause for which a start gets no session, with its stable name and meaning.
+pub const UNPLACED: [(lb_unplaced, &str, &str); 3] = [
+    (lb_unplaced::LB_UNPLACED_SOURCE_RATE, "source_rate", "too many starts from one source"),
+    (lb_unplaced::LB_UNPLACED_TOTAL_RATE, "total_rate", "too many starts in all (--start-rate)"),
+    (lb_unplaced::LB_UNPLACED_TABLE_FULL, "table_full", "no room for a session (--max-sessions)"),
+];
+
+/// All counters of an instance at one moment.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// In the order of [`VERDICTS`].
+    pub verdicts: [Count; VERDICTS.len()],
+    /// Starts that were forwarded by hash for want of a session, in the order of [`UNPLACED`].
+    pub unplaced: [Count; UNPLACED.len()],
+    pub backends: Vec<Load>,
+}
+
+impl Stats {
+    /// Reads all counters.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says about reading the maps.
+    pub fn read(maps: &Maps) -> Result<Self, DatapathError> {
+        let mut unplaced = [Count::default(); UNPLACED.len()];
+        for (count, (cause, ..)) in unplaced.iter_mut().zip(UNPLACED) {
+            *count = counters::read(&maps.unplaced, cause.0)?;
+        }
+        Ok(Self { verdicts: read_verdicts(maps)?, unplaced, backends: backend::loads(maps)? })
+    }
+
+    /// The count of one verdict.
+    pub fn verdict(&self, verdict: lb_verdict) -> Count {
+        let position = VERDICTS.iter().position(|(other, ..)| *other == verdict);
+        position.map_or(Count::default(), |position| self.verdicts[position])
+    }
+
+    /// The document of `lb stats --json`. `since` is an earlier reading and the seconds from it: then there are rates.
+    pub fn to_json(&self, name: &str, since: Option<(&Self, f64)>) -> Value {
+        let verdicts: Map<String, Value> = (0..VERDICTS.len())
+            .map(|i| {
+                let rate = since.map(|(old, seconds)| rate(self.verdicts[i] - old.verdicts[i], seconds));
+                (VERDICTS[i].1.to_owned(), counted(self.verdicts[i], rate))
+            })
+            .collect();
+        let unplaced: Map<String, Value> = (0..UNPLACED.len())
+            .map(|i| {
+                let rate = since.map(|(old, seconds)| rate(self.unplaced[i] - old.unplaced[i], seconds));
+                (UNPLACED[i].1.to_owned(), counted(self.unplaced[i], rate))
+            })
+            .collect();
+        json!({ "name": name, "verdicts": verdicts, "unplaced_starts": unplaced, "backends": self.backends })
+    }
+}
+
+/// The counts of all verdicts, in the order of [`VERDICTS`].
+///
+/// # Errors
+///
+/// What the kernel says about reading the map.
+pub fn read_verdicts(maps: &Maps) -> Result<[Count; VERDICTS.len()], TableError> {
+    let mut counts = [Count::default(); VERDICTS.len()];
+    for (count, (verdict, ..)) in counts.iter_mut().zip(VERDICTS) {
+        *count = counters::read(&maps.verdicts, verdict.0)?;
+    }
+    Ok(counts)
+}
+
+/// Packets and bytes a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rate {
+    pub packets_per_s: f64,
+    pub bytes_per_s: f64,
+}
+
+/// What `count` comes to a second, over `seconds`.
+pub fn rate(count: Count, seconds: f64) -> Rate {
+    let per_second =
+        |number: u64| if seconds > 0.0 { (number as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 };
+    Rate { packets_per_s: per_second(count.packets), bytes_per_s: per_second(count.bytes) }
+}
+
+fn counted(count: Count, rate: Option<Rate>) -> Value {
+    let mut value = json!(count);
+    if let (Some(rate), Some(object)) = (rate, value.as_object_mut()) {
+        object.insert("packets_per_s".into(), json!(rate.packets_per_s));
+        object.insert("bytes_per_s".into(), json!(rate.bytes_per_s));
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verdict_has_a_name() {
+        let mut numbers: Vec<u32> = VERDICTS.iter().map(|(verdict, ..)| verdict.0).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..lb_verdict::LB_VERDICTS.0).collect::<Vec<_>>());
+        let causes: Vec<u32> = UNPLACED.iter().map(|(cause, ..)| cause.0).collect();
+        assert_eq!(causes, (0..lb_unplaced::LB_UNPLACED.0).collect::<Vec<_>>());
+    }
+}
