@@ -1,0 +1,6 @@
+//! What test files share. Each file uses a part of it.
+#![allow(dead_code)]
+
+pub mod datapath;
+pub mod namespace;
+pub mod packet;
