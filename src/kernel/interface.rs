@@ -67,14 +67,15 @@ impl Interface {
     ///
     /// # Errors
     ///
-    /// `NotEthernet` where it has none, as tunnel devices; `Kernel`.
+    /// `NotEthernet` where it has none, as tunnel devices, or one of zeroes, as the loopback device; `Kernel`.
     pub fn mac(&self) -> Result<MacAddr6, InterfaceError> {
         let link = self.link()?;
         let address = link.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             _ => None,
         });
-        address.map(MacAddr6::from).ok_or_else(|| InterfaceError::NotEthernet { name: self.name.clone() })
+        let mac = address.map(MacAddr6::from).filter(|mac| !mac.is_nil());
+        mac.ok_or_else(|| InterfaceError::NotEthernet { name: self.name.clone() })
     }
 
     /// Whether it is switched on, with or without a carrier.
@@ -256,6 +257,12 @@ mod tests {
         assert!(error.contains("lo") && error.contains("--netns"), "{error}");
         assert!(Interface::find("").is_err());
         assert_eq!(Interface::by_index(0x7fff_fff0), None);
+    }
+
+    #[test]
+    fn the_loopback_interface_has_no_mac() {
+        let result = Interface::find("lo").unwrap().mac();
+        assert!(matches!(result, Err(InterfaceError::NotEthernet { .. })), "{result:?}");
     }
 
     #[test]
