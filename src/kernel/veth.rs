@@ -1,8 +1,8 @@
 //! What the far end of a veth must be like for frames to survive.
 //!
-//! What the checks below rest on was measured on Linux 6.1, 6.12 and 6.18 (tests/netns_kernel.rs does it again), with a
-//! frame's way sender, veth, balancer, veth, receiver, and a program that redirects on both of the balancer's
-//! interfaces:
+//! What the checks below rest on was measured with UDP on Linux 6.1, 6.12 and 6.18 (tests/netns_kernel.rs does it
+//! again), with TCP and ping on 6.18. A frame's way was sender, veth, balancer, veth, receiver, with a program that
+//! redirects on both of the balancer's interfaces:
 //!
 //! - native mode, GRO off at the far end of the veth that is redirected into: everything is lost, ping too
 //!   (drivers/net/veth.c, `veth_xdp_xmit`: without NAPI there, there is no ring to put the frame into). GRO or a
