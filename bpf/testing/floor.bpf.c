@@ -3,6 +3,7 @@
  * What no datapath can be faster than: the programs that benchmarks measure the others against.
  */
 #include "common.h"
+#include "counters.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
@@ -10,6 +11,14 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } ports SEC(".maps");
+
+/* What floor_count has counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counter);
+} arrived SEC(".maps");
 
 /* The floor of all programs. */
 SEC("xdp")
@@ -23,6 +32,14 @@ SEC("xdp")
 int floor_redirect(struct xdp_md *ctx)
 {
 	return bpf_redirect_map(&ports, 0, XDP_DROP);
+}
+
+/* A receiver that takes a frame, counts it, and gives its memory back at once. */
+SEC("xdp")
+int floor_count(struct xdp_md *ctx)
+{
+	counter_add(&arrived, 0, (void *)(long)ctx->data_end - (void *)(long)ctx->data);
+	return XDP_DROP;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

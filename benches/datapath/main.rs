@@ -6,13 +6,9 @@
 //!
 //! `cargo bench` runs everything; `cargo bench -- --quick` fewer rounds.
 
-#[path = "../tests/common/datapath.rs"]
+#[path = "../../tests/common/mod.rs"]
 #[allow(dead_code)]
-mod datapath;
-#[path = "../tests/common/packet.rs"]
-#[allow(dead_code)]
-mod packet;
-
+mod common;
 mod end_to_end;
 
 use std::mem::MaybeUninit;
@@ -25,9 +21,12 @@ use ::lb::lb::session::Sessions;
 use ::lb::lb::skeleton::types::lb_verdict;
 use ::lb::lb::stats;
 use ::lb::output;
+use common::datapath;
+use common::packet::{self, Ike};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags};
-use packet::Ike;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 mod floor {
     include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
@@ -49,6 +48,7 @@ fn main() {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let rounds = if quick { 3 } else { 11 };
     libbpf_rs::set_print(None);
+    pin_to_one_core();
     println!(
         "One core, program only (BPF_PROG_TEST_RUN); median of {rounds} rounds of {REPEAT} runs each.\n"
     );
@@ -68,6 +68,17 @@ fn main() {
         many_clients(v6, rounds, &empty, &redirect);
     }
     end_to_end::run(quick);
+}
+
+/// Keeps this process, and the interrupts that it causes, on the first core that it may use.
+fn pin_to_one_core() {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this).expect("the process has cores");
+    let first =
+        (0..CpuSet::count()).find(|&core| allowed.is_set(core) == Ok(true)).expect("one core at least");
+    let mut one = CpuSet::new();
+    one.set(first).expect("a core's number fits");
+    sched_setaffinity(this, &one).expect("a process may give up cores");
 }
 
 /// A program on one packet, again and again.
