@@ -12,6 +12,7 @@
 #define PORT_IKE 500      /* RFC 7296, section 2 */
 #define PORT_IKE_NAT 4500 /* RFC 3948, section 2.1 */
 
+#define IKE_BYTES_MIN 28 /* struct ike_header without the four bytes that C pads it with */
 #define ESP_BYTES_MIN 8  /* SPI and sequence number, RFC 4303, section 2 */
 #define AH_BYTES_MIN 12  /* without its ICV, RFC 4302, section 2 */
 #define ICMP_BYTES_MIN 8 /* RFC 792, RFC 4443 */
@@ -97,7 +98,7 @@ static __always_inline void classify_ike(const struct packet *packet, struct mes
 {
 	struct ike_header *ike = payload;
 
-	if (bytes < sizeof(*ike) || !packet_holds(packet, ike, sizeof(*ike))) {
+	if (bytes < IKE_BYTES_MIN || !packet_holds(packet, ike, IKE_BYTES_MIN)) {
 		message->kind = KIND_MALFORMED;
 		return;
 	}
