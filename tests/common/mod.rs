@@ -2,5 +2,6 @@
 #![allow(dead_code)]
 
 pub mod datapath;
+pub mod decode;
 pub mod namespace;
 pub mod packet;

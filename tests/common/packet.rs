@@ -4,7 +4,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
+use etherparse::{
+    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, PacketBuilder, PacketBuilderStep,
+};
 
 /// Where clients' frames come from.
 pub const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xc1];
@@ -147,4 +149,176 @@ pub fn tcp(source: IpAddr, destination: IpAddr, port: u16) -> Vec<u8> {
         .write(&mut frame, &[])
         .expect("a test's packet has lawful lengths");
     frame
+}
+
+/// Where the IP header begins in a frame without VLAN tags.
+pub const IP_AT: usize = 14;
+
+/// Where what follows the IP header begins in a frame of these builders, before any is inserted by those below.
+pub fn l4_at(frame: &[u8]) -> usize {
+    IP_AT + if is_v6(frame) { 40 } else { 20 }
+}
+
+fn is_v6(frame: &[u8]) -> bool {
+    frame[12..14] == [0x86, 0xdd]
+}
+
+/// IKE over UDP 4500 from the VIP to a client behind NAT.
+pub fn ike_nat_back(client: IpAddr, port: u16, message: Ike) -> Vec<u8> {
+    udp((vip(client), 4500), (client, port), &[vec![0; 4], message.bytes()].concat())
+}
+
+/// A UDP datagram from a client to port 4500.
+pub fn to_4500(client: IpAddr, payload: &[u8]) -> Vec<u8> {
+    udp((client, 4500), (vip(client), 4500), payload)
+}
+
+/// A NAT keepalive, padded to the least that Ethernet carries.
+pub fn keepalive(client: IpAddr) -> Vec<u8> {
+    padded(to_4500(client, &[0xff]))
+}
+
+/// An authentication header with 12 bytes of ICV, from a client (RFC 4302, section 2).
+pub fn ah(client: IpAddr, spi: u32) -> Vec<u8> {
+    let header = [&[17, 4, 0, 0][..], &spi.to_be_bytes(), &1u32.to_be_bytes(), &[0xa4; 12], &[0; 16]];
+    raw(client, vip(client), IpNumber(51), &header.concat())
+}
+
+/// ICMP, or with IPv6 addresses ICMPv6, of a type; `body` is all that follows the checksum, at least four bytes.
+pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, body: &[u8]) -> Vec<u8> {
+    let (rest, payload) = body.split_first_chunk().expect("ICMP has four bytes behind its checksum");
+    let mut frame = Vec::new();
+    let written = if source.is_ipv6() {
+        ip(source, destination).icmpv6_raw(kind, 0, *rest).write(&mut frame, payload)
+    } else {
+        ip(source, destination).icmpv4_raw(kind, 0, *rest).write(&mut frame, payload)
+    };
+    written.expect("a test's packet has lawful lengths");
+    frame
+}
+
+/// Ping of a client to the VIP.
+pub fn echo_request(client: IpAddr) -> Vec<u8> {
+    icmp(client, vip(client), if client.is_ipv6() { 128 } else { 8 }, &[7; 60])
+}
+
+/// A client's answer to a ping of the VIP.
+pub fn echo_reply(client: IpAddr) -> Vec<u8> {
+    icmp(client, vip(client), if client.is_ipv6() { 129 } else { 0 }, &[7; 60])
+}
+
+/// An ICMP error to the VIP about a frame, of which it quotes `bytes` bytes from the IP header on.
+pub fn icmp_error(router: IpAddr, kind: u8, about: &[u8], bytes: usize) -> Vec<u8> {
+    let quote = &about[IP_AT..][..bytes];
+    icmp(router, vip(router), kind, &[&[0; 4], quote].concat())
+}
+
+/// ARP for IPv4 over Ethernet (RFC 826); operation 1 asks, 2 answers.
+pub fn arp(operation: u8, to: [u8; 6]) -> Vec<u8> {
+    let (sender, target) = (Ipv4Addr::new(192, 0, 0, 1), VIP4);
+    let fields =
+        [&[0, 1, 8, 0, 6, 4, 0, operation][..], &CLIENT_MAC, &sender.octets(), &[0; 6], &target.octets()];
+    padded([&to[..], &CLIENT_MAC, &[0x08, 0x06], &fields.concat()].concat())
+}
+
+/// The frame with another destination MAC.
+pub fn sent_to(mut frame: Vec<u8>, mac: [u8; 6]) -> Vec<u8> {
+    frame[..6].copy_from_slice(&mac);
+    frame
+}
+
+/// The frame with another source MAC.
+pub fn sent_by(mut frame: Vec<u8>, mac: [u8; 6]) -> Vec<u8> {
+    frame[6..12].copy_from_slice(&mac);
+    frame
+}
+
+/// The frame with the zeros that Ethernet adds to short ones.
+pub fn padded(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+/// The frame with VLAN tags of these ethertypes, the outermost first.
+pub fn tagged(frame: &[u8], tags: &[u16]) -> Vec<u8> {
+    let (macs, rest) = frame.split_at(12);
+    let tags: Vec<u8> =
+        tags.iter().flat_map(|tag| [tag.to_be_bytes(), 42u16.to_be_bytes()].concat()).collect();
+    [macs, &tags, rest].concat()
+}
+
+/// The frame with `bytes` at an offset.
+pub fn poked(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+    frame[at..][..bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+/// An IPv4 frame with another header and payload; lengths and checksum are made to fit.
+fn ipv4_rewritten(frame: &[u8], payload: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Vec<u8> {
+    let (mut header, _) =
+        Ipv4Header::from_slice(&frame[IP_AT..]).expect("a test's packet has an IPv4 header");
+    change(&mut header);
+    header.set_payload_len(payload.len()).expect("a test's packet has lawful lengths");
+    header.header_checksum = header.calc_header_checksum();
+    [&frame[..IP_AT], &header.to_bytes(), payload].concat()
+}
+
+/// An IPv4 frame whose header is `words` words of 32 bits long, by options that do nothing.
+pub fn with_options(frame: &[u8], words: usize) -> Vec<u8> {
+    let options = vec![1; (words - 5) * 4];
+    ipv4_rewritten(frame, &frame[l4_at(frame)..], |header| {
+        header.options = Ipv4Options::try_from(&options[..]).expect("ten words of options at most");
+    })
+}
+
+/// An IPv6 frame with `payload` behind headers that are given with their protocols.
+fn ipv6_rewritten(frame: &[u8], payload: &[u8], extensions: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    let (mut header, _) =
+        Ipv6Header::from_slice(&frame[IP_AT..]).expect("a test's packet has an IPv6 header");
+    let mut behind = Vec::new();
+    for (i, (_, bytes)) in extensions.iter().enumerate() {
+        behind.push(extensions.get(i + 1).map_or(header.next_header.0, |(protocol, _)| *protocol));
+        behind.extend(&bytes[1..]);
+    }
+    behind.extend(payload);
+    header.next_header = extensions.first().map_or(header.next_header, |(protocol, _)| IpNumber(*protocol));
+    header.payload_length = u16::try_from(behind.len()).expect("a test's packet has lawful lengths");
+    [&frame[..IP_AT], &header.to_bytes(), &behind].concat()
+}
+
+/// An IPv6 frame with extension headers of these protocols, each of eight bytes. A fragment header (44) among them
+/// makes an atomic fragment (RFC 6946).
+pub fn with_extensions(frame: &[u8], protocols: &[u8]) -> Vec<u8> {
+    let extensions: Vec<_> = protocols.iter().map(|&protocol| (protocol, vec![0; 8])).collect();
+    ipv6_rewritten(frame, &frame[l4_at(frame)..], &extensions)
+}
+
+/// The frame in two fragments, the first one with `bytes` bytes behind its headers. `extensions` are those of IPv6 that
+/// stand behind the fragment header, and so in the first fragment alone.
+pub fn fragments(frame: &[u8], bytes: usize, id: u16, extensions: &[u8]) -> [Vec<u8>; 2] {
+    assert_eq!(bytes % 8, 0, "fragments are cut every eight bytes");
+    let at = l4_at(frame);
+    if !is_v6(frame) {
+        let offset = IpFragOffset::try_new(bytes as u16 / 8).expect("an offset fits");
+        let (first, later) = frame[at..].split_at(bytes);
+        return [
+            ipv4_rewritten(frame, first, |header| {
+                header.identification = id;
+                header.more_fragments = true;
+            }),
+            ipv4_rewritten(frame, later, |header| {
+                header.identification = id;
+                header.fragment_offset = offset;
+            }),
+        ];
+    }
+    let behind = with_extensions(frame, extensions);
+    let (first, later) = behind[at..].split_at(bytes + 8 * extensions.len());
+    let fragment = |offset_and_more: u16| {
+        let [high, low] = offset_and_more.to_be_bytes();
+        let [id_high, id_low] = id.to_be_bytes();
+        (44, vec![0, 0, high, low, 0, 0, id_high, id_low])
+    };
+    [(fragment(1), first), (fragment(first.len() as u16), later)]
+        .map(|(header, payload)| ipv6_rewritten(&behind, payload, &[header]))
 }

@@ -1,0 +1,592 @@
+//! What a fixture is, and how it is run: one packet, and all that may come of it.
+
+use std::mem::offset_of;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+
+use lb::kernel::counters::Count;
+use lb::kernel::program::{Program, Run, RunOptions};
+use lb::kernel::table::{SharedWords, Table};
+use lb::kernel::value::MapValue;
+use lb::lb::backend::{self, Backend};
+use lb::lb::datapath::{Datapath, Settings};
+use lb::lb::interfaces;
+use lb::lb::schedule::{self, Candidate};
+use lb::lb::session::{Sessions, State};
+use lb::lb::skeleton::types::{self, lb_unplaced, lb_verdict};
+use lb::lb::stats::{self, Stats};
+use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
+use libbpf_rs::{MapCore, MapHandle};
+
+use crate::common::datapath::datapath_of;
+use crate::common::decode;
+use crate::common::packet::{self, Ike};
+
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
+pub const XDP_REDIRECT: u32 = 4;
+
+pub const INITIATOR: u64 = 0x1111_2222_3333_4444;
+pub const RESPONDER: u64 = 0x5555_6666_7777_8888;
+
+/// By how many seconds a fixture's sessions are made older before its packet is sent, to see whom it refreshes.
+const AGE: u32 = 10;
+
+/// Which of the two programs a packet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Client,
+    Backend,
+}
+
+/// Which interface of the other side a packet goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Port(u32),
+    All,
+}
+
+/// What is to become of a fixture's packet. Addresses are those of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// To the backend of this client's session.
+    Session(IpAddr),
+    /// To the backend whose turn it is, where this client has an embryonic session from now on.
+    New(IpAddr),
+    /// To the backend that this client's address hashes to, and nobody has a session for it.
+    Hash(IpAddr),
+    /// ARP, ND or MLD.
+    Neighbour(Way),
+    /// From a backend, to the interface that this client was last seen on, if it has a session.
+    Returned(IpAddr),
+    Dropped(lb_verdict),
+    /// To the stack of this machine.
+    Passed,
+}
+
+pub const MALFORMED: Expected = Expected::Dropped(lb_verdict::LB_MALFORMED);
+pub const OTHER: Expected = Expected::Dropped(lb_verdict::LB_OTHER_DROPPED);
+pub const NO_BACKEND: Expected = Expected::Dropped(lb_verdict::LB_NO_BACKEND);
+
+impl Expected {
+    fn verdict(self) -> lb_verdict {
+        match self {
+            Self::Session(_) => lb_verdict::LB_SESSION,
+            Self::New(_) => lb_verdict::LB_NEW,
+            Self::Hash(_) => lb_verdict::LB_STATELESS,
+            Self::Neighbour(_) => lb_verdict::LB_NEIGHBOUR,
+            Self::Returned(_) => lb_verdict::LB_RETURNED,
+            Self::Dropped(verdict) => verdict,
+            Self::Passed => lb_verdict::LB_OTHER_PASSED,
+        }
+    }
+
+    fn action(self) -> u32 {
+        match self {
+            Self::Dropped(_) => XDP_DROP,
+            Self::Passed => XDP_PASS,
+            _ => XDP_REDIRECT,
+        }
+    }
+
+    fn client(self) -> Option<IpAddr> {
+        match self {
+            Self::Session(client) | Self::New(client) | Self::Hash(client) | Self::Returned(client) => {
+                Some(client)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A packet, what comes before it, and what is to come of it.
+#[derive(Clone, Debug)]
+pub struct Fixture {
+    description: String,
+    before: Vec<(Side, Vec<u8>)>,
+    side: Side,
+    frame: Vec<u8>,
+    expected: Expected,
+    establishes: bool,
+    remembers_fragment: bool,
+    unplaced: Option<lb_unplaced>,
+    learns: Option<(u32, [u8; 6])>,
+}
+
+/// A fixture whose packet comes from the client side.
+pub fn from_client(description: impl Into<String>, frame: Vec<u8>, expected: Expected) -> Fixture {
+    Fixture {
+        description: description.into(),
+        before: Vec::new(),
+        side: Side::Client,
+        frame,
+        expected,
+        establishes: false,
+        remembers_fragment: false,
+        unplaced: None,
+        learns: None,
+    }
+}
+
+/// A fixture whose packet comes from the backend side.
+pub fn from_backend(description: impl Into<String>, frame: Vec<u8>, expected: Expected) -> Fixture {
+    Fixture { side: Side::Backend, ..from_client(description, frame, expected) }
+}
+
+impl Fixture {
+    /// A packet that comes before, and is not looked at.
+    pub fn after(mut self, side: Side, frame: Vec<u8>) -> Self {
+        self.before.push((side, frame));
+        self
+    }
+
+    /// This client's first packet comes before: it has an embryonic session.
+    pub fn with_start(self, client: IpAddr) -> Self {
+        self.after(Side::Client, packet::ike(client, Ike::init(INITIATOR)))
+    }
+
+    /// This client's start comes before, and the backend's answer.
+    pub fn with_answer(self, client: IpAddr) -> Self {
+        let answer = packet::ike_back(client, Ike::init_response(INITIATOR, RESPONDER));
+        self.with_start(client).after(Side::Backend, answer)
+    }
+
+    /// This client's handshake comes before: it has an established session.
+    pub fn with_established(self, client: IpAddr) -> Self {
+        self.with_answer(client).after(Side::Client, packet::ike(client, Ike::auth(INITIATOR, RESPONDER)))
+    }
+
+    /// The session becomes an established one.
+    pub fn establishes(mut self) -> Self {
+        self.establishes = true;
+        self
+    }
+
+    /// The packet's way is noted for later fragments.
+    pub fn remembers_fragment(mut self) -> Self {
+        self.remembers_fragment = true;
+        self
+    }
+
+    /// A start that gets no session, for this cause.
+    pub fn unplaced(mut self, cause: lb_unplaced) -> Self {
+        self.unplaced = Some(cause);
+        self
+    }
+
+    /// The packet teaches a backend's MAC.
+    pub fn learns(mut self, backend: u32, mac: [u8; 6]) -> Self {
+        self.learns = Some((backend, mac));
+        self
+    }
+}
+
+/// A session as fixtures compare it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    client: IpAddr,
+    backend: u32,
+    ingress: u8,
+    established: bool,
+    /// Whether a packet of either direction has just used it.
+    fresh: bool,
+    packets: u64,
+    bytes: u64,
+}
+
+/// All that a packet may change, but for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct World {
+    verdicts: Vec<(&'static str, Count)>,
+    unplaced: Vec<(&'static str, Count)>,
+    backends: Vec<(u32, Option<[u8; 6]>, Count)>,
+    sessions: Vec<Seen>,
+    established: u64,
+    /// How many turns were taken.
+    turns: u64,
+    fragments: usize,
+}
+
+/// A loaded balancer, the loopback interface as port of all its backends and clients.
+pub struct Balancer {
+    pub datapath: Datapath,
+    pub sessions: Sessions,
+    pub settings: Settings,
+    words: SharedWords,
+    fragments: MapHandle,
+    hash_slots: Vec<u32>,
+}
+
+/// Settings with a table small enough to be looked through after each packet.
+pub fn settings() -> Settings {
+    Settings { max_sessions: 64, ..Settings::default() }
+}
+
+impl Balancer {
+    /// One with `backends` backends of known MACs.
+    #[track_caller]
+    pub fn new(settings: &Settings, backends: u8) -> Self {
+        Self::of(settings, &(0..backends).map(|index| Some(packet::backend_mac(index))).collect::<Vec<_>>())
+    }
+
+    /// One with a backend for each element; `None` is one of unknown MAC.
+    #[track_caller]
+    pub fn of(settings: &Settings, macs: &[Option<[u8; 6]>]) -> Self {
+        let datapath = datapath_of(settings, &macs.iter().map(|mac| mac.map(Into::into)).collect::<Vec<_>>());
+        // Frames of a test run come in on the loopback interface, which so is that of the first backend.
+        let entry = types::lb_interface { ifindex: 1, role: types::lb_role::LB_EGRESS, ..Default::default() };
+        interfaces::insert(&datapath.maps, entry).expect("an interface can be set");
+        let candidates: Vec<Candidate> = (0..macs.len() as u32)
+            .map(|index| Candidate { index, name: format!("eth{}", index + 2), weight: 1 })
+            .collect();
+        Self {
+            sessions: Sessions::open(&datapath.maps).expect("the sessions can be read"),
+            words: SharedWords::new(&datapath.maps.sessions).expect("the sessions can be mapped"),
+            fragments: map_of(&datapath.client, "fragments"),
+            hash_slots: schedule::hash_slots(&candidates),
+            settings: settings.clone(),
+            datapath,
+        }
+    }
+
+    /// Runs a program on a frame.
+    #[track_caller]
+    pub fn send(&self, side: Side, frame: &[u8]) -> Run {
+        self.send_on(side, frame, None)
+    }
+
+    /// The same for a frame that came in on an interface of this thread's network namespace.
+    #[track_caller]
+    pub fn send_on(&self, side: Side, frame: &[u8], ingress_ifindex: Option<u32>) -> Run {
+        let program = match side {
+            Side::Client => &self.datapath.client,
+            Side::Backend => &self.datapath.backend,
+        };
+        let options = RunOptions { ingress_ifindex, ..Default::default() };
+        program.run(frame, options).expect("the program runs")
+    }
+
+    /// Sends a client's frame and returns how it was counted.
+    #[track_caller]
+    pub fn verdict(&self, frame: &[u8]) -> lb_verdict {
+        let before = self.stats();
+        self.send(Side::Client, frame);
+        let after = self.stats();
+        let counted =
+            |(verdict, ..): &&(lb_verdict, _, _)| after.verdict(*verdict) != before.verdict(*verdict);
+        stats::VERDICTS.iter().find(counted).expect("the packet is counted").0
+    }
+
+    /// Goes through the handshake that establishes a client.
+    #[track_caller]
+    pub fn establish(&self, client: IpAddr) {
+        self.send(Side::Client, &packet::ike(client, Ike::init(INITIATOR)));
+        self.send(Side::Backend, &packet::ike_back(client, Ike::init_response(INITIATOR, RESPONDER)));
+        self.send(Side::Client, &packet::ike(client, Ike::auth(INITIATOR, RESPONDER)));
+        let state = self.sessions.of(client).next().map(|session| session.state);
+        assert_eq!(state, Some(State::Established), "{client} did not get established");
+    }
+
+    /// The backend of a client's session.
+    pub fn backend_of(&self, client: IpAddr) -> Option<u32> {
+        self.sessions.of(client).next().map(|session| session.backend)
+    }
+
+    /// The backend that a client hashes to, worked out beside the datapath.
+    pub fn hashed(&self, client: IpAddr) -> u32 {
+        let words = types::address::from(client).words;
+        let mut hash = (words[0] ^ 0x6c62)
+            .wrapping_mul(0xff51_afd7_ed55_8ccd)
+            .wrapping_add(words[1].wrapping_add(0x6c62).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        hash ^= hash >> 32;
+        hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        hash ^= hash >> 32;
+        self.hash_slots[(((hash >> 32) * self.hash_slots.len() as u64) >> 32) as usize]
+    }
+
+    /// All counters.
+    #[track_caller]
+    pub fn stats(&self) -> Stats {
+        Stats::read(&self.datapath.maps).expect("counters can be read")
+    }
+
+    /// All backends.
+    #[track_caller]
+    pub fn backends(&self) -> Vec<Backend> {
+        backend::list(&self.datapath.maps).expect("backends can be read")
+    }
+
+    /// Makes all sessions look as if they had last been used `seconds` seconds earlier.
+    pub fn age_sessions(&self, seconds: u32) {
+        const WORDS: usize = size_of::<types::session>() / 8;
+        const META: usize = offset_of!(types::session, meta) / 8;
+        for slot in self.words.words().chunks_exact(WORDS) {
+            let mut meta = types::session_meta::from_bytes(&slot[META].load(Ordering::Relaxed).to_ne_bytes())
+                .expect("meta is one word");
+            meta.last_seen = meta.last_seen.saturating_sub(seconds);
+            slot[META].store(u64::from_bytes(meta.as_bytes()).expect("one word is meta"), Ordering::Relaxed);
+        }
+    }
+
+    /// Makes all fragments look as if they had been seen `seconds` seconds earlier.
+    pub fn age_fragments(&self, seconds: u32) {
+        let seen = offset_of!(types::lb_fragment, seen);
+        for key in self.fragments.keys() {
+            let any = libbpf_rs::MapFlags::ANY;
+            let mut value = self.fragments.lookup(&key, any).expect("readable").expect("just listed");
+            let field = value[seen..].first_chunk_mut().expect("a field of four bytes");
+            *field = u32::from_ne_bytes(*field).saturating_sub(seconds).to_ne_bytes();
+            self.fragments.update(&key, &value, any).expect("a fragment can be written");
+        }
+    }
+
+    /// Makes it the turn of `backend`.
+    pub fn turn_to(&self, backend: u32) {
+        let mut runtime = self.datapath.maps.runtime().expect("readable");
+        runtime.ring_next = backend.into();
+        self.datapath.maps.runtime.set(&0, &runtime).expect("the turn can be set");
+    }
+
+    /// Runs a fixture on an empty table, and ends the test if anything comes of it that is not expected.
+    #[track_caller]
+    pub fn check(&self, fixture: &Fixture) {
+        self.sessions.flush();
+        self.forget_fragments();
+        if let Some(client) = fixture.expected.client() {
+            // Sessions are placed where the hash would not have, or a test could not tell the two ways.
+            self.turn_to((self.hashed(client) + 1) % self.backends().len() as u32);
+        }
+        for (side, frame) in &fixture.before {
+            self.send(*side, frame);
+        }
+        self.age_sessions(AGE);
+
+        let before = self.world();
+        let run = self.send(fixture.side, &fixture.frame);
+        let after = self.world();
+        let mut faults = Vec::new();
+        if run.action != fixture.expected.action() {
+            faults.push(format!("XDP action {} in place of {}", run.action, fixture.expected.action()));
+        }
+        let (world, backend) = self.foresee(fixture, &before);
+        let mut frame = fixture.frame.clone();
+        if let Some(index) = backend {
+            let mac = self.backends()[index as usize].mac.map_or([0; 6], |mac| mac.into_array());
+            frame[..6].copy_from_slice(&mac);
+        }
+        if run.packet != frame {
+            faults.push("the packet came out otherwise than this:".into());
+            faults.push(decode::show(&frame));
+        }
+        faults.extend(world.differences(&after));
+        faults.extend(self.way_fault(fixture, &before, backend));
+        assert!(
+            faults.is_empty(),
+            "{}\n{:?}\n{}\nin: {}\nout: {}",
+            fixture.description,
+            fixture.expected,
+            faults.join("\n"),
+            decode::show(&fixture.frame),
+            decode::show(&run.packet),
+        );
+    }
+
+    /// What `before` is to become, and which backend the packet is to go to.
+    fn foresee(&self, fixture: &Fixture, before: &World) -> (World, Option<u32>) {
+        let mut world = before.clone();
+        let count = Count { packets: 1, bytes: fixture.frame.len() as u64 };
+        let add = |counts: &mut Vec<(&'static str, Count)>, name| {
+            for (other, total) in counts {
+                if *other == name {
+                    *total = *total + count;
+                }
+            }
+        };
+        add(&mut world.verdicts, verdict_name(fixture.expected.verdict()));
+        if let Some(cause) = fixture.unplaced {
+            add(&mut world.unplaced, cause_name(cause));
+        }
+        if let Some((index, mac)) = fixture.learns {
+            world.backends[index as usize].1 = Some(mac);
+        }
+        world.fragments += usize::from(fixture.remembers_fragment);
+
+        let session = |world: &mut World, client| {
+            world.sessions.iter().position(|session| session.client == client).inspect(|&position| {
+                world.sessions[position].fresh = true;
+            })
+        };
+        let backend = match fixture.expected {
+            Expected::Session(client) => {
+                let position = session(&mut world, client).expect("the fixture gives the client a session");
+                let session = &mut world.sessions[position];
+                session.packets += 1;
+                session.bytes += count.bytes;
+                session.established |= fixture.establishes;
+                Some(session.backend)
+            }
+            Expected::New(client) => {
+                let backend = (world.turns % world.backends.len() as u64) as u32;
+                world.turns += 1;
+                world.sessions.push(Seen {
+                    client,
+                    backend,
+                    ingress: 0,
+                    established: false,
+                    fresh: true,
+                    packets: 1,
+                    bytes: count.bytes,
+                });
+                world.sessions.sort();
+                Some(backend)
+            }
+            Expected::Hash(client) => Some(self.hashed(client)),
+            Expected::Returned(client) => {
+                session(&mut world, client);
+                None
+            }
+            _ => None,
+        };
+        if let Some(index) = backend {
+            let sent = &mut world.backends[index as usize].2;
+            *sent = *sent + count;
+        }
+        world.established += u64::from(fixture.establishes);
+        (world, backend)
+    }
+
+    fn world(&self) -> World {
+        let stats = self.stats();
+        let mut sessions: Vec<Seen> = self
+            .sessions
+            .iter()
+            .map(|session| Seen {
+                client: session.client,
+                backend: session.backend,
+                ingress: session.ingress,
+                established: session.state == State::Established,
+                fresh: session.idle.as_secs() < u64::from(AGE) / 2,
+                packets: session.packets,
+                bytes: session.bytes,
+            })
+            .collect();
+        sessions.sort();
+        let verdicts = stats::VERDICTS.iter().zip(stats.verdicts);
+        let unplaced = stats::UNPLACED.iter().zip(stats.unplaced);
+        let backends = self.backends().into_iter().zip(&stats.backends);
+        World {
+            verdicts: verdicts.map(|((_, name, _), count)| (*name, count)).collect(),
+            unplaced: unplaced.map(|((_, name, _), count)| (*name, count)).collect(),
+            backends: backends
+                .map(|(backend, load)| (backend.index, backend.mac.map(|mac| mac.into_array()), load.sent))
+                .collect(),
+            sessions,
+            established: self.sessions.established(),
+            turns: self.datapath.maps.runtime().expect("readable").ring_next,
+            fragments: self.fragments.keys().count(),
+        }
+    }
+
+    fn forget_fragments(&self) {
+        let keys: Vec<Vec<u8>> = self.fragments.keys().collect();
+        for key in keys {
+            self.fragments.delete(&key).expect("a fragment can be forgotten");
+        }
+    }
+
+    /// What is wrong with the interface that a forwarded packet leaves by.
+    fn way_fault(&self, fixture: &Fixture, before: &World, backend: Option<u32>) -> Option<String> {
+        let expected = match fixture.expected {
+            Expected::Neighbour(way) => way,
+            Expected::Returned(client) => {
+                let session = before.sessions.iter().find(|session| session.client == client);
+                match session {
+                    Some(session) => Way::Port(session.ingress.into()),
+                    None if self.settings.ingress_count == 1 => Way::Port(0),
+                    None => Way::All,
+                }
+            }
+            _ => Way::Port(backend?),
+        };
+        let found = self.way(fixture.side, &fixture.frame, None);
+        (found != Some(expected)).then(|| format!("it leaves by {found:?} in place of {expected:?}"))
+    }
+
+    /// Which way a packet leaves. Without any port only a broadcast is redirected, with one port only what
+    /// goes to that one: so the answer is the kernel's.
+    pub fn way(&self, side: Side, frame: &[u8], ingress_ifindex: Option<u32>) -> Option<Way> {
+        let ports: &Table<u32, u32> = match side {
+            Side::Client => &self.datapath.maps.egress_ports,
+            Side::Backend => &self.datapath.maps.ingress_ports,
+        };
+        let all: Vec<(u32, u32)> = ports
+            .keys()
+            .into_iter()
+            .filter_map(|key| Some((key, ports.get(&key).expect("a port can be read")?)))
+            .collect();
+        let redirected = || self.send_on(side, frame, ingress_ifindex).action == XDP_REDIRECT;
+        all.iter().for_each(|(key, _)| ports.delete(key).expect("a port can be removed"));
+        let mut way = redirected().then_some(Way::All);
+        for (key, interface) in &all {
+            ports.set(key, interface).expect("a port can be set");
+            if way.is_none() && redirected() {
+                way = Some(Way::Port(*key));
+            }
+            ports.delete(key).expect("a port can be removed");
+        }
+        all.iter().for_each(|(key, interface)| ports.set(key, interface).expect("a port can be set"));
+        way
+    }
+}
+
+impl World {
+    fn differences(&self, found: &Self) -> Vec<String> {
+        let differ = |what: &str, expected: String, found: String| {
+            (expected != found).then(|| format!("{what}:\n  expected {expected}\n  found    {found}"))
+        };
+        [
+            differ("verdicts", counted(&self.verdicts), counted(&found.verdicts)),
+            differ("unplaced starts", counted(&self.unplaced), counted(&found.unplaced)),
+            differ("backends", format!("{:?}", self.backends), format!("{:?}", found.backends)),
+            differ("sessions", format!("{:?}", self.sessions), format!("{:?}", found.sessions)),
+            differ("sessions established", self.established.to_string(), found.established.to_string()),
+            differ("turns", self.turns.to_string(), found.turns.to_string()),
+            differ("fragments", self.fragments.to_string(), found.fragments.to_string()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+fn counted(counts: &[(&str, Count)]) -> String {
+    let shown = counts.iter().filter(|(_, count)| *count != Count::default());
+    shown
+        .map(|(name, count)| format!("{name} {}/{}", count.packets, count.bytes))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn verdict_name(verdict: lb_verdict) -> &'static str {
+    let found = stats::VERDICTS.iter().find(|(other, ..)| *other == verdict);
+    found.expect("each verdict has a name").1
+}
+
+fn cause_name(cause: lb_unplaced) -> &'static str {
+    let found = stats::UNPLACED.iter().find(|(other, ..)| *other == cause);
+    found.expect("each cause has a name").1
+}
+
+/// A map that a program uses and the library has no need of.
+#[track_caller]
+fn map_of(program: &Program, name: &str) -> MapHandle {
+    let id = program.id().expect("a loaded program has a number");
+    ProgInfoIter::with_query_opts(ProgInfoQueryOptions::default().include_map_ids(true))
+        .find(|info| info.id == id)
+        .expect("a loaded program is listed")
+        .map_ids
+        .into_iter()
+        .filter_map(|id| MapHandle::from_map_id(id).ok())
+        .find(|map| map.name() == name)
+        .unwrap_or_else(|| panic!("the program has no map {name}"))
+}
