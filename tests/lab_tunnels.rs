@@ -4,6 +4,7 @@ mod common;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
@@ -17,7 +18,9 @@ struct Lab {
 impl Lab {
     #[track_caller]
     fn up(mode: &str) -> Self {
-        let lab = Self { prefix: format!("lbt{}{mode}", std::process::id()) };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let lab = Self { prefix: format!("lbt{}n{count}", std::process::id()) };
         run(&mut lab.script(&["up"]));
         let netns = format!("{}-LB1", lab.prefix);
         let attach =
