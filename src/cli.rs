@@ -23,6 +23,7 @@ pub struct Cli {
 
 /// Options that every command takes.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Global {
     /// Print JSON
     #[arg(long, global = true)]

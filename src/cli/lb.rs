@@ -54,7 +54,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Name {
     /// Name of the instance
-    #[arg(long, default_value = DEFAULT_NAME)]
+    #[arg(long, global = true, default_value = DEFAULT_NAME)]
     name: String,
 }
 
