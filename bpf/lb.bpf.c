@@ -481,14 +481,16 @@ static __always_inline void decide_tunnel(const struct xdp_md *ctx, const struct
 {
 	bool starts = message->starts_sa || message->kind == KIND_ECHO_REQUEST;
 	__u32 now = clock_seconds();
-	struct session_meta meta;
+	struct session_meta meta = {};
 	struct session *session;
 
-	if (message->kind == KIND_LATER_FRAGMENT && fragment_recall(packet, now, &decision->backend)) {
+	session = session_find(&message->client, now, &meta);
+	/* The first fragment went elsewhere than the session where it came before that, or quotes another client. */
+	if (message->kind == KIND_LATER_FRAGMENT && fragment_recall(packet, now, &decision->backend) &&
+	    (!session || meta.backend != decision->backend)) {
 		decision->verdict = LB_STATELESS;
 		return;
 	}
-	session = session_find(&message->client, now, &meta);
 	if (session)
 		decide_by_session(ctx, message, session, meta, now, decision);
 	else if (message->kind == KIND_KEEPALIVE)

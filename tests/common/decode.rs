@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use etherparse::LaxPacketHeaders;
 
-/// The headers of a frame as far as they can be read, and all its bytes.
+/// How many bytes of a frame are shown; what decides about it lies at its beginning.
+const SHOWN: usize = 160;
+
+/// The headers of a frame as far as they can be read, and its first bytes.
 pub fn show(frame: &[u8]) -> String {
     let mut text = format!("{} bytes\n", frame.len());
     match LaxPacketHeaders::from_ethernet(frame) {
@@ -17,7 +20,7 @@ pub fn show(frame: &[u8]) -> String {
             headers.stop_err.iter().for_each(|(error, layer)| push(&mut text, &(layer, error)));
         }
     }
-    for (row, bytes) in frame.chunks(16).enumerate() {
+    for (row, bytes) in frame[..frame.len().min(SHOWN)].chunks(16).enumerate() {
         let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let _ = writeln!(text, "    {:04x}  {}", row * 16, hex.join(" "));
     }

@@ -9,6 +9,8 @@
 mod common;
 mod esp;
 mod fixture;
+mod fragments;
+mod icmp;
 mod ike;
 
 use std::net::IpAddr;
