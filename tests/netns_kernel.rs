@@ -25,7 +25,7 @@ use lb::kernel::interface::{Interface, veth_warnings};
 use lb::kernel::neighbour;
 use lb::kernel::netns::{self, NetnsError};
 use lb::kernel::program::Program;
-use lb::kernel::xdp::{Link, Mode};
+use lb::kernel::xdp::{Link, Mode, takes_redirected_frames};
 
 mod floor {
     include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
@@ -279,6 +279,33 @@ fn root_generic_mode_needs_what_the_warnings_say() {
     Line::mend(&warnings);
     assert!(line.warnings(Mode::Skb).is_empty());
     assert_eq!(line.received(Mode::Skb, 10_000, Some(1_000)), 100);
+}
+
+#[test]
+fn root_gro_that_was_switched_on_too_early_is_noticed_and_mended() {
+    let (near, far) = (Namespace::new("lb-gro-near"), Namespace::new("lb-gro-far"));
+    near.ip(&["link", "add", "eth2", "type", "veth", "peer", "name", "eth1", "netns", far.name()]);
+    near.ip(&["link", "set", "eth2", "up"]);
+    far.exec(&["ethtool", "-K", "eth1", "tx", "off", "gro", "on"]);
+    far.ip(&["link", "set", "eth1", "up"]);
+    let look = || {
+        near.within(|| {
+            let interface = Interface::find("eth2").unwrap();
+            let takes = takes_redirected_frames(interface.index);
+            (takes, veth_warnings(&[interface], Mode::Drv))
+        })
+    };
+    let (takes, warnings) = look();
+    // Before Linux 6.3 the kernel does not say.
+    let Some(takes) = takes else { return };
+    assert_eq!(warnings.len(), usize::from(!takes), "{warnings:?}");
+    for command in
+        warnings.iter().filter_map(|line| line.split_once("; mend: ")).flat_map(|(_, mend)| mend.split("; "))
+    {
+        let words: Vec<&str> = command.split(' ').collect();
+        run(Command::new(words[0]).args(&words[1..]));
+    }
+    assert_eq!(look(), (Some(true), Vec::new()));
 }
 
 #[test]

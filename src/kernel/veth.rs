@@ -7,6 +7,8 @@
 //! - native mode, GRO off at the far end of the veth that is redirected into: everything is lost, ping too
 //!   (drivers/net/veth.c, `veth_xdp_xmit`: without NAPI there, there is no ring to put the frame into). GRO or a
 //!   native XDP program there starts NAPI.
+//! - native mode, GRO switched on at the far end while its link was down and the near end's up: the same, though
+//!   `ethtool -k` shows GRO on. The near end's XDP features say so (since Linux 6.3); switching GRO off and on mends it.
 //! - native mode, transmit checksum offload on at the sender: every UDP datagram and TCP segment arrives with a wrong
 //!   checksum and is dropped; ping works. An XDP frame has no place for "the checksum is yet to be computed".
 //! - native mode, segmentation offload: no harm, attaching switches it off at the far end (`veth_fix_features`).
@@ -27,6 +29,8 @@ use super::xdp::{self, Mode};
 use super::{netlink, netns};
 
 const GRO: &str = "rx-gro";
+/// Two calls of ethtool: one that says both would change nothing.
+const GRO_AGAIN: &str = "gro off;gro on";
 const CHECKSUM: [&str; 3] = ["tx-checksum-ip-generic", "tx-checksum-ipv4", "tx-checksum-ipv6"];
 const SEGMENTATION: [&str; 3] = ["tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-udp-segmentation"];
 
@@ -39,6 +43,8 @@ struct FarEnd {
     features: HashSet<String>,
     /// Whether it has an XDP program in native mode.
     has_native_xdp: bool,
+    /// Whether the near end takes redirected frames, as the kernel says; `None` where it does not say.
+    near_takes_frames: Option<bool>,
 }
 
 /// Where an interface is, and how a user gets there.
@@ -72,7 +78,10 @@ pub fn warnings(interfaces: &[Interface], mode: Mode) -> Vec<String> {
     for interface in interfaces {
         let Some(peer) = peer(interface) else { continue };
         let namespaces = namespaces.get_or_insert_with(namespaces_in_sight);
-        match far_end(&peer, namespaces) {
+        // What holds while a link is down says nothing of the time when it is up.
+        let is_up = interface.is_up().unwrap_or(false);
+        let near_takes_frames = xdp::takes_redirected_frames(interface.index).filter(|_| is_up);
+        match far_end(&peer, namespaces).map(|far_end| FarEnd { near_takes_frames, ..far_end }) {
             Some(far_end) => found.extend(judge(&interface.name, &far_end, mode)),
             None => found.push(unseen(&interface.name, &peer, mode)),
         }
@@ -121,6 +130,7 @@ fn far_end(peer: &Peer, namespaces: &[Namespace]) -> Option<FarEnd> {
         Some(FarEnd {
             features: interface.features().ok()?,
             has_native_xdp: programs.iter().any(|(mode, _)| *mode == Mode::Drv),
+            near_takes_frames: None,
             name: interface.name,
             place: namespace.map(|namespace| namespace.place.clone()).unwrap_or_default(),
         })
@@ -176,6 +186,11 @@ fn judge(near: &str, far: &FarEnd, mode: Mode) -> Vec<String> {
     if mode == Mode::Drv {
         if !has(&[GRO]) && !far.has_native_xdp {
             faults.push(("GRO off: frames redirected to it are lost", "gro on"));
+        } else if far.near_takes_frames == Some(false) {
+            faults.push((
+                "GRO that was switched on before the link was up, which does not count: frames redirected to it are lost",
+                GRO_AGAIN,
+            ));
         }
         if has(&CHECKSUM) {
             faults.push((
@@ -189,10 +204,10 @@ fn judge(near: &str, far: &FarEnd, mode: Mode) -> Vec<String> {
         faults.push((what, "tso off tx-udp-segmentation off"));
     }
     let FarEnd { name, place: Place { label, prefix }, .. } = far;
-    let line = |(what, mend)| {
-        format!(
-            "{near} is a veth whose far end, {name}{label}, has {what}; mend: {prefix}ethtool -K {name} {mend}"
-        )
+    let line = |(what, mend): (&str, &str)| {
+        let commands: Vec<String> =
+            mend.split(';').map(|features| format!("{prefix}ethtool -K {name} {features}")).collect();
+        format!("{near} is a veth whose far end, {name}{label}, has {what}; mend: {}", commands.join("; "))
     };
     faults.into_iter().map(line).collect()
 }
@@ -219,6 +234,7 @@ mod tests {
             place: Place { label: " in namespace TEIP1".into(), prefix: "ip netns exec TEIP1 ".into() },
             features: features.iter().map(ToString::to_string).collect(),
             has_native_xdp: false,
+            near_takes_frames: None,
         }
     }
 
@@ -255,6 +271,16 @@ mod tests {
     #[test]
     fn a_native_program_at_the_far_end_stands_in_for_gro() {
         assert!(judge("eth2", &FarEnd { has_native_xdp: true, ..far_end_with(&[]) }, Mode::Drv).is_empty());
+    }
+
+    #[test]
+    fn gro_that_does_not_count_is_switched_off_and_on() {
+        let far = FarEnd { near_takes_frames: Some(false), ..far_end_with(&[GRO]) };
+        let lines = judge("eth2", &far, Mode::Drv);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        let mend =
+            "; mend: ip netns exec TEIP1 ethtool -K eth1 gro off; ip netns exec TEIP1 ethtool -K eth1 gro on";
+        assert!(lines[0].ends_with(mend), "{lines:?}");
     }
 
     #[test]

@@ -206,14 +206,30 @@ impl Link {
 ///
 /// What the kernel says, such as that there is no such interface.
 pub fn attached_programs(ifindex: u32) -> io::Result<Vec<(Mode, u32)>> {
+    let found = query(ifindex)?;
+    let ids = [(Mode::Drv, found.drv_prog_id), (Mode::Skb, found.skb_prog_id), (Mode::Hw, found.hw_prog_id)];
+    Ok(ids.into_iter().filter(|(_, id)| *id != 0).collect())
+}
+
+/// Whether an interface of the caller's network namespace takes frames that native XDP redirects to it, now.
+/// `None` where the kernel does not say, as before Linux 6.3.
+pub fn takes_redirected_frames(ifindex: u32) -> Option<bool> {
+    // include/uapi/linux/netdev.h, NETDEV_XDP_ACT_NDO_XMIT; the kernel checks it in xdp_ok_fwd_dev's callers.
+    const NDO_XMIT: u64 = 1 << 2;
+    let features = query(ifindex).ok()?.feature_flags;
+    // No features at all is what an older kernel says of every interface, and asking for a driver's XDP
+    // where there is none is refused anyway.
+    (features != 0).then_some(features & NDO_XMIT != 0)
+}
+
+fn query(ifindex: u32) -> io::Result<libbpf_sys::bpf_xdp_query_opts> {
     let mut found = libbpf_sys::bpf_xdp_query_opts {
         sz: size_of::<libbpf_sys::bpf_xdp_query_opts>() as _,
         ..Default::default()
     };
     // SAFETY: `found` is valid for the size that it names.
     check(unsafe { libbpf_sys::bpf_xdp_query(ifindex as i32, 0, &raw mut found) })?;
-    let ids = [(Mode::Drv, found.drv_prog_id), (Mode::Skb, found.skb_prog_id), (Mode::Hw, found.hw_prog_id)];
-    Ok(ids.into_iter().filter(|(_, id)| *id != 0).collect())
+    Ok(found)
 }
 
 fn explain(source: io::Error, interface: &Interface, mode: Mode) -> XdpError {
