@@ -556,7 +556,8 @@ static __always_inline void decide_returned(const struct packet *packet, const s
 	}
 	decision->port = meta.ingress;
 	session_refresh(session, meta, now);
-	if (meta.state == SESSION_EMBRYONIC && message->kind == KIND_IKE && message->responder_spi) {
+	if (meta.state == SESSION_EMBRYONIC && message->kind == KIND_IKE && message->responder_spi &&
+	    !message->notifies) {
 		session->initiator_spi = message->initiator_spi;
 		session->responder_spi = message->responder_spi;
 	}

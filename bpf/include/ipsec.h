@@ -34,6 +34,8 @@ struct ike_header {
 #define IKE_MAJOR(version) ((version) >> 4)
 #define IKE_SA_INIT 34
 #define IKE_FLAG_RESPONSE 0x20
+#define IKE_NOTIFY 41 /* the payload, RFC 7296, section 3.2 */
+#define IKEV1_NOTIFY 11
 
 /* include/uapi/linux/icmp.h and icmpv6.h. */
 #define ICMP_ECHOREPLY 0
@@ -78,6 +80,7 @@ struct message {
 	__be64 initiator_spi;
 	__be64 responder_spi;
 	bool starts_sa;
+	bool notifies;
 };
 
 /*
@@ -93,6 +96,15 @@ static __always_inline bool ike_starts_sa(const struct ike_header *ike)
 	return ike->exchange == IKE_SA_INIT && !(ike->flags & IKE_FLAG_RESPONSE);
 }
 
+/*
+ * Whether an IKE message is a notification in clear. INVALID_IKE_SPI is one (RFC 7296, section 1.5): it repeats
+ * the SPIs of the message that it complains of, so whoever sends it has chosen neither.
+ */
+static __always_inline bool ike_notifies(const struct ike_header *ike)
+{
+	return ike->next_payload == (IKE_MAJOR(ike->version) == 1 ? IKEV1_NOTIFY : IKE_NOTIFY);
+}
+
 static __always_inline void classify_ike(const struct packet *packet, struct message *message, void *payload,
 					 __u32 bytes)
 {
@@ -106,6 +118,7 @@ static __always_inline void classify_ike(const struct packet *packet, struct mes
 	message->initiator_spi = ike->initiator_spi;
 	message->responder_spi = ike->responder_spi;
 	message->starts_sa = ike_starts_sa(ike);
+	message->notifies = ike_notifies(ike);
 }
 
 /* RFC 3948, section 2: port 4500 tells IKE, ESP and keepalives apart by their first bytes. */
@@ -231,6 +244,7 @@ static __always_inline void classify(const struct packet *packet, struct message
 	message->initiator_spi = 0;
 	message->responder_spi = 0;
 	message->starts_sa = false;
+	message->notifies = false;
 	if (packet->ethertype == ETH_P_ARP) {
 		bool whole = packet_holds(packet, packet->l3, ARP_BYTES_MIN);
 

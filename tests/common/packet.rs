@@ -71,6 +71,8 @@ pub fn udp(source: (IpAddr, u16), destination: (IpAddr, u16), payload: &[u8]) ->
 pub struct Ike {
     pub initiator_spi: u64,
     pub responder_spi: u64,
+    /// The first payload; 33 is a security association, 41 a notification.
+    pub next_payload: u8,
     pub version: u8,
     pub exchange: u8,
     pub flags: u8,
@@ -80,7 +82,15 @@ pub struct Ike {
 impl Ike {
     /// IKE_SA_INIT request.
     pub fn init(initiator_spi: u64) -> Self {
-        Self { initiator_spi, responder_spi: 0, version: 0x20, exchange: 34, flags: 0x08, extra: 100 }
+        Self {
+            initiator_spi,
+            responder_spi: 0,
+            next_payload: 33,
+            version: 0x20,
+            exchange: 34,
+            flags: 0x08,
+            extra: 100,
+        }
     }
 
     /// IKE_SA_INIT response.
@@ -97,7 +107,7 @@ impl Ike {
         let mut bytes = Vec::new();
         bytes.extend(self.initiator_spi.to_be_bytes());
         bytes.extend(self.responder_spi.to_be_bytes());
-        bytes.extend([33, self.version, self.exchange, self.flags]);
+        bytes.extend([self.next_payload, self.version, self.exchange, self.flags]);
         bytes.extend(1u32.to_be_bytes());
         bytes.extend((28 + self.extra as u32).to_be_bytes());
         bytes.extend(std::iter::repeat_n(0x5a, self.extra));

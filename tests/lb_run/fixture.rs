@@ -4,11 +4,10 @@ use std::mem::offset_of;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
-use lb::kernel::counters::Count;
+use lb::kernel::counters::{self, Count};
 use lb::kernel::program::{Program, Run, RunOptions};
 use lb::kernel::table::{SharedWords, Table};
 use lb::kernel::value::MapValue;
-use lb::lb::backend::{self, Backend};
 use lb::lb::datapath::{Datapath, Settings};
 use lb::lb::interfaces;
 use lb::lb::schedule::{self, Candidate};
@@ -199,7 +198,7 @@ struct Seen {
 struct World {
     verdicts: Vec<(&'static str, Count)>,
     unplaced: Vec<(&'static str, Count)>,
-    backends: Vec<(u32, Option<[u8; 6]>, Count)>,
+    backends: Vec<(Option<[u8; 6]>, Count)>,
     sessions: Vec<Seen>,
     established: u64,
     /// How many turns were taken.
@@ -215,6 +214,8 @@ pub struct Balancer {
     words: SharedWords,
     fragments: MapHandle,
     hash_slots: Vec<u32>,
+    /// How many backends there are.
+    count: u32,
 }
 
 /// Settings with a table small enough to be looked through after each packet.
@@ -239,14 +240,30 @@ impl Balancer {
         let candidates: Vec<Candidate> = (0..macs.len() as u32)
             .map(|index| Candidate { index, name: format!("eth{}", index + 2), weight: 1 })
             .collect();
-        Self {
+        let balancer = Self {
             sessions: Sessions::open(&datapath.maps).expect("the sessions can be read"),
             words: SharedWords::new(&datapath.maps.sessions).expect("the sessions can be mapped"),
             fragments: map_of(&datapath.client, "fragments"),
             hash_slots: schedule::hash_slots(&candidates),
             settings: settings.clone(),
+            count: macs.len() as u32,
             datapath,
-        }
+        };
+        balancer.hear(0);
+        balancer
+    }
+
+    /// Makes what comes from the backend side come from `backend`: frames of a test run come in on the loopback
+    /// interface, which becomes the one of that backend.
+    #[track_caller]
+    pub fn hear(&self, backend: u32) {
+        let entry = types::lb_interface {
+            ifindex: 1,
+            index: u16::try_from(backend).expect("few backends"),
+            role: types::lb_role::LB_EGRESS,
+            ..Default::default()
+        };
+        interfaces::insert(&self.datapath.maps, entry).expect("an interface can be set");
     }
 
     /// Runs a program on a frame.
@@ -281,6 +298,7 @@ impl Balancer {
     #[track_caller]
     pub fn establish(&self, client: IpAddr) {
         self.send(Side::Client, &packet::ike(client, Ike::init(INITIATOR)));
+        self.hear(self.backend_of(client).expect("a start makes a session"));
         self.send(Side::Backend, &packet::ike_back(client, Ike::init_response(INITIATOR, RESPONDER)));
         self.send(Side::Client, &packet::ike(client, Ike::auth(INITIATOR, RESPONDER)));
         let state = self.sessions.of(client).next().map(|session| session.state);
@@ -308,12 +326,6 @@ impl Balancer {
     #[track_caller]
     pub fn stats(&self) -> Stats {
         Stats::read(&self.datapath.maps).expect("counters can be read")
-    }
-
-    /// All backends.
-    #[track_caller]
-    pub fn backends(&self) -> Vec<Backend> {
-        backend::list(&self.datapath.maps).expect("backends can be read")
     }
 
     /// Makes all sessions look as if they had last been used `seconds` seconds earlier.
@@ -354,7 +366,9 @@ impl Balancer {
         self.forget_fragments();
         if let Some(client) = fixture.expected.client() {
             // Sessions are placed where the hash would not have, or a test could not tell the two ways.
-            self.turn_to((self.hashed(client) + 1) % self.backends().len() as u32);
+            let next = (self.hashed(client) + 1) % self.count;
+            self.turn_to(next);
+            self.hear(next);
         }
         for (side, frame) in &fixture.before {
             self.send(*side, frame);
@@ -371,8 +385,7 @@ impl Balancer {
         let (world, backend) = self.foresee(fixture, &before);
         let mut frame = fixture.frame.clone();
         if let Some(index) = backend {
-            let mac = self.backends()[index as usize].mac.map_or([0; 6], |mac| mac.into_array());
-            frame[..6].copy_from_slice(&mac);
+            frame[..6].copy_from_slice(&self.mac(index).expect("the backend is resolved"));
         }
         if run.packet != frame {
             faults.push("the packet came out otherwise than this:".into());
@@ -407,7 +420,7 @@ impl Balancer {
             add(&mut world.unplaced, cause_name(cause));
         }
         if let Some((index, mac)) = fixture.learns {
-            world.backends[index as usize].1 = Some(mac);
+            world.backends[index as usize].0 = Some(mac);
         }
         world.fragments += usize::from(fixture.remembers_fragment);
 
@@ -448,7 +461,7 @@ impl Balancer {
             _ => None,
         };
         if let Some(index) = backend {
-            let sent = &mut world.backends[index as usize].2;
+            let sent = &mut world.backends[index as usize].1;
             *sent = *sent + count;
         }
         world.established += u64::from(fixture.establishes);
@@ -456,7 +469,7 @@ impl Balancer {
     }
 
     fn world(&self) -> World {
-        let stats = self.stats();
+        let maps = &self.datapath.maps;
         let mut sessions: Vec<Seen> = self
             .sessions
             .iter()
@@ -471,20 +484,33 @@ impl Balancer {
             })
             .collect();
         sessions.sort();
-        let verdicts = stats::VERDICTS.iter().zip(stats.verdicts);
-        let unplaced = stats::UNPLACED.iter().zip(stats.unplaced);
-        let backends = self.backends().into_iter().zip(&stats.backends);
+        let verdicts = stats::read_verdicts(maps).expect("counters can be read");
+        let unplaced = stats::UNPLACED
+            .map(|(cause, name, _)| (name, counters::read(&maps.unplaced, cause.0).expect("a counter")));
+        let backends = (0..self.count).map(|index| {
+            let sent = counters::read(&maps.backend_counters, index).expect("a counter");
+            (self.mac(index), sent)
+        });
         World {
-            verdicts: verdicts.map(|((_, name, _), count)| (*name, count)).collect(),
-            unplaced: unplaced.map(|((_, name, _), count)| (*name, count)).collect(),
-            backends: backends
-                .map(|(backend, load)| (backend.index, backend.mac.map(|mac| mac.into_array()), load.sent))
+            verdicts: stats::VERDICTS
+                .iter()
+                .zip(verdicts)
+                .map(|((_, name, _), count)| (*name, count))
                 .collect(),
+            unplaced: unplaced.into(),
+            backends: backends.collect(),
             sessions,
             established: self.sessions.established(),
-            turns: self.datapath.maps.runtime().expect("readable").ring_next,
+            turns: maps.runtime().expect("readable").ring_next,
             fragments: self.fragments.keys().count(),
         }
+    }
+
+    /// The MAC of a backend, if it is resolved.
+    #[track_caller]
+    pub fn mac(&self, index: u32) -> Option<[u8; 6]> {
+        let backend = self.datapath.maps.backends.get(&index).expect("readable").expect("a backend");
+        (backend.station.state == types::lb_backend_state::LB_ACTIVE).then_some(backend.station.mac)
     }
 
     fn forget_fragments(&self) {

@@ -2,10 +2,10 @@
 
 use lb::lb::skeleton::types::lb_verdict;
 
-use crate::common::packet::{Ike, ike, ike_nat, keepalive, padded, to_4500, udp, vip};
+use crate::common::packet::{Ike, ike, ike_back, ike_nat, keepalive, padded, to_4500, udp, vip};
 use crate::families;
 use crate::fixture::Expected::{Dropped, Hash, New, Session};
-use crate::fixture::{Balancer, INITIATOR, MALFORMED, OTHER, RESPONDER, from_client, settings};
+use crate::fixture::{Balancer, INITIATOR, MALFORMED, OTHER, RESPONDER, Side, from_client, settings};
 
 const KEEPALIVE_DROPPED: crate::fixture::Expected = Dropped(lb_verdict::LB_KEEPALIVE_DROPPED);
 
@@ -105,6 +105,19 @@ fn root_a_proof_establishes_a_session() {
         ] {
             let fixture = from_client(description, ike(client, message), Session(client));
             balancer.check(&fixture.with_answer(client));
+        }
+        // An answer that repeats what anyone may have asked is no choice of the backend's.
+        let forged = Ike::auth(INITIATOR, 9);
+        for complaint in [
+            Ike { next_payload: 41, flags: 0x20, ..forged },
+            Ike { next_payload: 41, flags: 0x20, exchange: 34, ..forged },
+            Ike { next_payload: 11, exchange: 5, flags: 0, version: 0x10, ..forged },
+        ] {
+            let complaint = ike_back(client, complaint);
+            let fixture = from_client("the SPIs of an INVALID_IKE_SPI", ike(client, forged), Session(client));
+            balancer.check(&fixture.with_start(client).after(Side::Backend, complaint.clone()));
+            let fixture = from_client("the SPIs of an answer", ike(client, auth), Session(client));
+            balancer.check(&fixture.with_answer(client).after(Side::Backend, complaint).establishes());
         }
         balancer.check(
             &from_client("a proof without an answer", ike(client, auth), Session(client)).with_start(client),

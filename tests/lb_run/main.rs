@@ -10,8 +10,10 @@ mod common;
 mod esp;
 mod fixture;
 mod fragments;
+mod headers;
 mod icmp;
 mod ike;
+mod neighbour;
 
 use std::net::IpAddr;
 
