@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::backend::{self, DEFAULT_WEIGHT, NewBackend};
 use super::datapath::{
-    BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, REMOVED_PINS, Settings, copy_text,
+    BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, REMOVED_PINS, Settings, copy_text, text,
 };
 use super::skeleton::types;
 use super::{GROUP, interfaces};
@@ -85,6 +85,10 @@ pub enum AttachError {
         "--replace keeps the interfaces and the mode: instance {name} has {found}, and this command line says {wanted}; detach first"
     )]
     OtherInterfaces { name: String, found: String, wanted: String },
+    #[error(
+        "instance {name} is attached{place}, but not to the {interface} that is here; give this one another --name, or `lb detach --name {name}` and attach anew"
+    )]
+    Elsewhere { name: String, place: String, interface: String },
     #[error(
         "cannot replace the program on {interface}: {source}; `lb attach --replace` once more completes the upgrade"
     )]
@@ -205,7 +209,16 @@ fn find_ports(request: &Request) -> Result<Vec<Port>, AttachError> {
 fn resolve(vips: &[IpAddr], ports: &mut [Port]) -> Vec<String> {
     let mut unknown: Vec<&mut Port> =
         ports.iter_mut().filter(|port| port.is_egress() && port.mac.is_none()).collect();
-    let Some(&vip) = vips.first().filter(|_| !unknown.is_empty()) else { return Vec::new() };
+    if unknown.is_empty() {
+        return Vec::new();
+    }
+    let Some(&vip) = vips.first() else {
+        let names: Vec<&str> = unknown.iter().map(|port| port.interface.name.as_str()).collect();
+        return vec![format!(
+            "no MAC is known behind {}: a backend gets clients only when it has sent a frame, such as an answer to ARP; mend: --vip ADDR asks the backends now, NAME=MAC says it",
+            names.join(", ")
+        )];
+    };
     let asked: Vec<Interface> = unknown.iter().map(|port| port.interface.clone()).collect();
     let answers = neighbour::resolve_all(&asked, vip, RESOLVE_TIMEOUT);
     let mut warnings = Vec::new();
@@ -271,38 +284,24 @@ fn pin(instance: &Instance, datapath: &mut Datapath, links: &[(&Port, Link)]) ->
 fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec<String>, AttachError> {
     let maps = Maps::open(instance)?;
     let found = interfaces::list(&maps)?;
-    let key = |role, ifindex, mode: u8| (interfaces::role_name(role), ifindex, mode);
-    let found_set: HashSet<_> = found.iter().map(|i| key(i.role, i.ifindex, i.mode)).collect();
-    let wanted_set: HashSet<_> =
-        ports.iter().map(|port| key(port.role, port.interface.index, request.mode.attached())).collect();
-    if found_set != wanted_set {
-        let describe = |role: types::lb_role, name: &str, mode: Option<Mode>| {
-            format!(
-                "{} {name} {}",
-                interfaces::role_name(role),
-                mode.map_or("?".into(), |mode| mode.to_string())
-            )
-        };
-        let join = |mut all: Vec<String>| {
-            all.sort();
-            all.join(", ")
-        };
-        return Err(AttachError::OtherInterfaces {
-            name: instance.name.clone(),
-            found: join(
-                found
-                    .iter()
-                    .map(|i| describe(i.role, &super::datapath::text(&i.name), Mode::from_attached(i.mode)))
-                    .collect(),
-            ),
-            wanted: join(
-                ports
-                    .iter()
-                    .map(|port| describe(port.role, &port.interface.name, Some(request.mode)))
-                    .collect(),
-            ),
-        });
-    }
+    let found_texts =
+        found.iter().map(|i| describe(i.role, &text(&i.name), Mode::from_attached(i.mode))).collect();
+    let wanted_texts =
+        ports.iter().map(|port| describe(port.role, &port.interface.name, Some(request.mode))).collect();
+    check_same(&instance.name, found_texts, wanted_texts)?;
+    let links = ports
+        .iter()
+        .map(|port| {
+            link_here(instance, port).ok_or_else(|| {
+                let netns = maps.config().map(|config| text(&config.lb_config.netns)).unwrap_or_default();
+                AttachError::Elsewhere {
+                    name: instance.name.clone(),
+                    place: if netns.is_empty() { netns } else { format!(" in the namespace {netns}") },
+                    interface: port.interface.name.clone(),
+                }
+            })
+        })
+        .collect::<Result<Vec<Link>, AttachError>>()?;
 
     let mut datapath = Datapath::load_upgrade(&request.settings, instance)?;
     for port in ports.iter().filter(|port| port.is_egress()) {
@@ -310,15 +309,42 @@ fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec
         let entry = found.iter().find(|i| i.ifindex == port.interface.index);
         backend::set_mac(&datapath.maps, entry.map_or(0, |entry| entry.index.into()), mac)?;
     }
-    for port in ports {
+    for (port, link) in ports.iter().zip(&links) {
         let program = if port.is_egress() { &datapath.backend } else { &datapath.client };
-        let path = instance.link_pin(interfaces::role_name(port.role), port.interface.index);
-        Link::open(&path)
-            .and_then(|link| link.replace(program))
+        link.replace(program)
             .map_err(|source| AttachError::Replace { interface: port.interface.name.clone(), source })?;
     }
     datapath.pin_config(instance)?;
     Ok(Vec::new())
+}
+
+/// An interface and what it is to be, as an error names it.
+fn describe(role: types::lb_role, name: &str, mode: Option<Mode>) -> String {
+    format!("{} {name} {}", interfaces::role_name(role), mode.map_or("?".into(), |mode| mode.to_string()))
+}
+
+/// Whether the interfaces of an instance and of a request go by the same descriptions, in whatever order.
+fn check_same(name: &str, mut found: Vec<String>, mut wanted: Vec<String>) -> Result<(), AttachError> {
+    found.sort();
+    wanted.sort();
+    if found == wanted {
+        return Ok(());
+    }
+    Err(AttachError::OtherInterfaces {
+        name: name.into(),
+        found: found.join(", "),
+        wanted: wanted.join(", "),
+    })
+}
+
+/// The instance's link to an interface, if it is to the one that is here. A name and a number do not tell: the interface
+/// may have been made anew, or be one of another network namespace.
+fn link_here(instance: &Instance, port: &Port) -> Option<Link> {
+    let path = instance.link_pin(interfaces::role_name(port.role), port.interface.index);
+    let link = Link::open(&path).ok()?;
+    let program = link.info().ok()?.program_id;
+    let here = xdp::attached_programs(port.interface.index).ok()?;
+    here.iter().any(|(_, id)| *id == program).then_some(link)
 }
 
 /// Why an instance could not be detached.
@@ -364,15 +390,18 @@ pub fn known_names(root: &Root) -> Result<String, PinError> {
 ///
 /// # Errors
 ///
-/// As [`detach`]; the instances before the one that failed are gone.
+/// As [`detach`], for the first instance that cannot be detached; all others are gone.
 pub fn detach_all(root: &Root) -> Result<Vec<String>, DetachError> {
     let Some(_lock) = root.lock_existing()? else { return Ok(Vec::new()) };
     let mut names = Vec::new();
+    let mut failed = Ok(());
     for instance in root.instances()?.into_iter().filter(|instance| instance.group == GROUP) {
-        remove(&instance)?;
-        names.push(instance.name);
+        match remove(&instance) {
+            Ok(()) => names.push(instance.name),
+            Err(error) => failed = failed.and(Err(error)),
+        }
     }
-    Ok(names)
+    failed.map(|()| names)
 }
 
 fn remove(instance: &Instance) -> Result<(), DetachError> {

@@ -1,16 +1,17 @@
 //! The balancer's programs and maps: loaded anew, or opened from where an instance has pinned them.
 
+use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{MapCore, MapHandle, OpenMapMut};
 use thiserror::Error;
 
-use super::skeleton::{LbSkelBuilder, OpenLbMaps, types};
+use super::skeleton::{LbSkelBuilder, types};
 use crate::kernel::counters::Count;
 use crate::kernel::pins::{self, Instance, PinError};
 use crate::kernel::program::Program;
@@ -125,7 +126,7 @@ pub enum DatapathError {
     )]
     NoBtf { path: &'static str },
     #[error("cannot load the programs: {source}{hint}")]
-    Load { source: libbpf_rs::Error, hint: &'static str },
+    Load { source: libbpf_rs::Error, hint: String },
     #[error("cannot keep a handle on {what}: {source}")]
     Handle { what: String, source: libbpf_rs::Error },
     #[error(transparent)]
@@ -135,7 +136,11 @@ pub enum DatapathError {
     )]
     Layout { name: String, found: u32 },
     #[error(
-        "instance {name} has a map {map} of {found} entries, and this command line asks for {wanted}; leave --max-sessions as it was, or detach first"
+        "instance {name} has room for {found} sessions, and this command line asks for --max-sessions {wanted}; leave it as it was, or detach first"
+    )]
+    Sessions { name: String, found: u32, wanted: u32 },
+    #[error(
+        "instance {name} has a map {map} of {found} entries, and this build of lb needs {wanted}; detach first: sessions start afresh"
     )]
     Size { name: String, map: String, found: u32, wanted: u32 },
     #[error(transparent)]
@@ -226,14 +231,16 @@ impl Maps {
     ///
     /// Where a pin is missing or no map, and where the layout is another.
     pub fn open(instance: &Instance) -> Result<Self, DatapathError> {
-        let corrupt = |error: libbpf_rs::Error| PinError::Corrupt {
-            path: instance.path.clone(),
-            name: instance.name.clone(),
-            source: error.into(),
+        let corrupt =
+            |source| PinError::Corrupt { path: instance.path.clone(), name: instance.name.clone(), source };
+        let open = |name: &str| {
+            MapHandle::from_pinned_path(instance.pin(name)).map_err(|error| corrupt(error.into()))
         };
-        let open = |name: &str| MapHandle::from_pinned_path(instance.pin(name)).map_err(corrupt);
         check_layout(instance, &open(pins::CONFIG)?)?;
-        Self::gather(|name| Ok(open(name)?))
+        Self::gather(|name| Ok(open(name)?)).map_err(|error| match error {
+            DatapathError::Table(error) => corrupt(error.into()).into(),
+            other => other,
+        })
     }
 
     /// The programs' read-only data.
@@ -300,6 +307,12 @@ impl Datapath {
         if !Path::new(BTF).exists() {
             return Err(DatapathError::NoBtf { path: BTF });
         }
+        if let Some((instance, maps)) = &old {
+            let (found, wanted) = (maps.config()?.session_config.established_max, settings.max_sessions);
+            if found != wanted {
+                return Err(DatapathError::Sessions { name: instance.name.clone(), found, wanted });
+            }
+        }
         let mut storage = MaybeUninit::uninit();
         let mut open = LbSkelBuilder::default().open(&mut storage).map_err(load_error)?;
 
@@ -312,34 +325,18 @@ impl Datapath {
         }
         open.maps.sessions.set_max_entries(buckets).map_err(load_error)?;
         if let Some((instance, _)) = &old {
-            for (name, map) in open_maps(&mut open.maps) {
-                reuse(instance, name, map)?;
+            for mut map in open.open_object_mut().maps_mut() {
+                if let Some(name) = pin_name(map.name()).filter(|name| *name != pins::CONFIG) {
+                    reuse(instance, name, &mut map)?;
+                }
             }
         }
 
         let skeleton = open.load().map_err(load_error)?;
-        let maps = &skeleton.maps;
         let mut handles = Vec::new();
-        for (name, map) in [
-            ("backend_counters", &maps.backend_counters),
-            ("backend_macs", &maps.backend_macs),
-            ("backends", &maps.backends),
-            ("egress_ports", &maps.egress_ports),
-            ("fragments", &maps.fragments),
-            ("hash_slots", &maps.hash_slots),
-            ("ingress_ports", &maps.ingress_ports),
-            ("interfaces", &maps.interfaces),
-            ("ring", &maps.ring),
-            ("runtime", &maps.runtime),
-            ("session_locks", &maps.session_locks),
-            ("session_totals", &maps.session_totals),
-            ("sessions", &maps.sessions),
-            ("source_rates", &maps.source_rates),
-            ("unplaced", &maps.unplaced),
-            ("verdicts", &maps.verdicts),
-            (pins::CONFIG, &maps.rodata),
-        ] {
-            let handle = MapHandle::try_from(map)
+        for map in skeleton.object().maps() {
+            let Some(name) = pin_name(map.name()) else { continue };
+            let handle = MapHandle::try_from(&map)
                 .map_err(|source| DatapathError::Handle { what: format!("map {name}"), source })?;
             handles.push((name, handle));
         }
@@ -387,7 +384,8 @@ impl Datapath {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error.into())),
             _ => {}
         }
-        let (_, config) = self.handles.last_mut().expect("the configuration is listed last");
+        let config = self.handles.iter_mut().find(|(name, _)| *name == pins::CONFIG);
+        let (_, config) = config.expect("the object has read-only data");
         config.pin(&next).map_err(failed)?;
         std::fs::rename(&next, instance.pin(pins::CONFIG)).map_err(|error| failed(error.into()))
     }
@@ -433,33 +431,20 @@ fn random() -> u64 {
 }
 
 fn load_error(source: libbpf_rs::Error) -> DatapathError {
+    let words = "`lb -v` shows the verifier's words";
+    // The kernel has two errors here, EPERM for privileges and EACCES from the verifier; libbpf-rs tells them as one.
     let hint = match source.kind() {
-        libbpf_rs::ErrorKind::PermissionDenied => PRIVILEGES,
-        _ => "; `lb -v` shows the verifier's words",
+        libbpf_rs::ErrorKind::PermissionDenied => format!("{PRIVILEGES}; if that is so already, {words}"),
+        _ => format!("; {words}"),
     };
     DatapathError::Load { source, hint }
 }
 
-/// Every map that an upgrade takes over.
-fn open_maps<'a, 'obj>(maps: &'a mut OpenLbMaps<'obj>) -> [(&'static str, &'a mut OpenMapMut<'obj>); 16] {
-    [
-        ("backend_counters", &mut maps.backend_counters),
-        ("backend_macs", &mut maps.backend_macs),
-        ("backends", &mut maps.backends),
-        ("egress_ports", &mut maps.egress_ports),
-        ("fragments", &mut maps.fragments),
-        ("hash_slots", &mut maps.hash_slots),
-        ("ingress_ports", &mut maps.ingress_ports),
-        ("interfaces", &mut maps.interfaces),
-        ("ring", &mut maps.ring),
-        ("runtime", &mut maps.runtime),
-        ("session_locks", &mut maps.session_locks),
-        ("session_totals", &mut maps.session_totals),
-        ("sessions", &mut maps.sessions),
-        ("source_rates", &mut maps.source_rates),
-        ("unplaced", &mut maps.unplaced),
-        ("verdicts", &mut maps.verdicts),
-    ]
+/// The name to pin a map of the object by; `None` for the programs' variables, which are not kept.
+fn pin_name(map: &OsStr) -> Option<&'static str> {
+    // libbpf names the sections of variables after the object.
+    let rodata = map.as_encoded_bytes().ends_with(b".rodata");
+    if rodata { Some(pins::CONFIG) } else { MAPS.into_iter().find(|name| map == *name) }
 }
 
 /// Puts the pinned map in the place of a new one. libbpf would take any number of entries for granted.
@@ -530,6 +515,17 @@ mod tests {
         assert_eq!(text(&field), "0123456");
         copy_text(&mut field, "eth2");
         assert_eq!(text(&field), "eth2");
+    }
+
+    #[test]
+    fn every_map_of_the_object_is_pinned_and_removed() {
+        let mut storage = MaybeUninit::uninit();
+        let open = LbSkelBuilder::default().open(&mut storage).unwrap();
+        let object = open.open_object().maps();
+        let mut names: Vec<String> = object.map(|map| map.name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| !name.contains('.'));
+        names.sort();
+        assert_eq!(names, MAPS);
     }
 
     #[test]
