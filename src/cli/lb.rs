@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Failure, Global, Usage};
 use crate::iflist::InterfaceList;
 use crate::kernel::counters::Count;
-use crate::kernel::pins::{Instance, PinError};
+use crate::kernel::pins::{self, Instance, PinError};
 use crate::kernel::xdp::Mode;
 use crate::lb::attach::{self, AttachError, DetachError, Request};
 use crate::lb::backend::{self, Load};
@@ -54,7 +54,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Name {
     /// Name of the instance
-    #[arg(long, global = true, default_value = DEFAULT_NAME)]
+    #[arg(long, global = true, value_parser = instance_name, default_value = DEFAULT_NAME)]
     name: String,
 }
 
@@ -157,6 +157,10 @@ pub enum SessionCommand {
 pub enum BackendCommand {
     /// All backends, and what each has to do
     List,
+}
+
+fn instance_name(text: &str) -> Result<String, PinError> {
+    pins::check_name(text).map(|()| text.into())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -281,9 +285,7 @@ impl Attach {
 /// Errors that are the command line's fault though only the library can see them.
 fn usage(error: AttachError) -> Failure {
     match error {
-        AttachError::SameInterface(..) | AttachError::Pin(PinError::Name { .. }) => {
-            Usage(error.to_string()).into()
-        }
+        AttachError::SameInterface(..) => Usage(error.to_string()).into(),
         other => other.into(),
     }
 }

@@ -62,6 +62,19 @@ pub struct Instance {
     pub path: PathBuf,
 }
 
+/// Whether an instance may be called so.
+///
+/// # Errors
+///
+/// [`PinError::Name`] where bpffs or the datapath's own fields would not take the name.
+pub fn check_name(name: &str) -> Result<(), PinError> {
+    let lawful = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > 31 || !name.chars().all(lawful) {
+        return Err(PinError::Name { name: name.into() });
+    }
+    Ok(())
+}
+
 impl Root {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
@@ -75,12 +88,9 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// [`PinError::Name`] where bpffs would not take the name.
+    /// [`PinError::Name`], see [`check_name`].
     pub fn instance(&self, group: &str, name: &str) -> Result<Instance, PinError> {
-        let lawful = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if name.is_empty() || name.len() > 31 || !name.chars().all(lawful) {
-            return Err(PinError::Name { name: name.into() });
-        }
+        check_name(name)?;
         Ok(Instance { group: group.into(), name: name.into(), path: self.0.join(group).join(name) })
     }
 

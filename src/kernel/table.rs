@@ -20,7 +20,7 @@ pub enum TableError {
     #[error("cannot {action} map {map}: {source}")]
     Kernel { action: &'static str, map: String, source: libbpf_rs::Error },
     #[error(
-        "map {map} has keys of {key} and values of {value} bytes, not the {expected_key} and {expected_value} of this build of lb; attach and detach with the same build"
+        "map {map} has keys of {key} and values of {value} bytes, not the {expected_key} and {expected_value} of this build of lb"
     )]
     Layout { map: String, key: usize, value: usize, expected_key: usize, expected_value: usize },
     #[error("map {map} has no room left")]

@@ -5,6 +5,7 @@
 
 use std::ffi::CString;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -137,8 +138,14 @@ impl Link {
         let fd = check(unsafe { libbpf_sys::bpf_obj_get(path.as_ptr()) })?;
         // SAFETY: the kernel has just opened this descriptor for us.
         let link = Self(unsafe { OwnedFd::from_raw_fd(fd) });
-        // The kernel gives out maps and programs by the same call; only a link has a link's information.
-        link.info().map(|_| link)
+        // The kernel gives out maps and programs by the same call, and information on them by the same call too. A
+        // link's id is what no other kind of object has (kernel/bpf/syscall.c, `bpf_link_show_fdinfo`).
+        let kind = fs::read_to_string(format!("/proc/self/fdinfo/{}", link.0.as_raw_fd()))?;
+        if kind.lines().any(|line| line.starts_with("link_id:")) {
+            Ok(link)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
     }
 
     /// Keeps the link alive by a name in bpffs.

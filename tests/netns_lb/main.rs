@@ -1,0 +1,11 @@
+//! The balancer's binary on real interfaces: its life, its errors, and the packets that it forwards.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod errors;
+mod kernel;
+mod lab;
+mod lifecycle;
+mod packets;
+mod traffic;
