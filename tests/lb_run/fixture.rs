@@ -3,19 +3,23 @@
 use std::mem::offset_of;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
+use std::thread::sleep;
+use std::time::Duration;
 
 use lb::kernel::counters::{self, Count};
 use lb::kernel::program::{Program, Run, RunOptions};
 use lb::kernel::table::{SharedWords, Table};
 use lb::kernel::value::MapValue;
+use lb::lb::backend::{self, NewBackend};
 use lb::lb::datapath::{Datapath, Settings};
 use lb::lb::interfaces;
 use lb::lb::schedule::{self, Candidate};
 use lb::lb::session::{Sessions, State};
 use lb::lb::skeleton::types::{self, lb_unplaced, lb_verdict};
-use lb::lb::stats::{self, Stats};
+use lb::lb::stats;
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
 use libbpf_rs::{MapCore, MapHandle};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::common::datapath::datapath_of;
 use crate::common::decode;
@@ -201,8 +205,6 @@ struct World {
     backends: Vec<(Option<[u8; 6]>, Count)>,
     sessions: Vec<Seen>,
     established: u64,
-    /// How many turns were taken.
-    turns: u64,
     fragments: usize,
 }
 
@@ -237,14 +239,11 @@ impl Balancer {
         // Frames of a test run come in on the loopback interface, which so is that of the first backend.
         let entry = types::lb_interface { ifindex: 1, role: types::lb_role::LB_EGRESS, ..Default::default() };
         interfaces::insert(&datapath.maps, entry).expect("an interface can be set");
-        let candidates: Vec<Candidate> = (0..macs.len() as u32)
-            .map(|index| Candidate { index, name: format!("eth{}", index + 2), weight: 1 })
-            .collect();
         let balancer = Self {
             sessions: Sessions::open(&datapath.maps).expect("the sessions can be read"),
             words: SharedWords::new(&datapath.maps.sessions).expect("the sessions can be mapped"),
             fragments: map_of(&datapath.client, "fragments"),
-            hash_slots: schedule::hash_slots(&candidates),
+            hash_slots: schedule::hash_slots(&candidates(&vec![1; macs.len()])),
             settings: settings.clone(),
             count: macs.len() as u32,
             datapath,
@@ -283,15 +282,15 @@ impl Balancer {
         program.run(frame, options).expect("the program runs")
     }
 
-    /// Sends a client's frame and returns how it was counted.
+    /// Sends a client's frame and returns how it was counted, and to which backend it went if it did.
     #[track_caller]
-    pub fn verdict(&self, frame: &[u8]) -> lb_verdict {
-        let before = self.stats();
-        self.send(Side::Client, frame);
-        let after = self.stats();
-        let counted =
-            |(verdict, ..): &&(lb_verdict, _, _)| after.verdict(*verdict) != before.verdict(*verdict);
-        stats::VERDICTS.iter().find(counted).expect("the packet is counted").0
+    pub fn outcome(&self, frame: &[u8]) -> (lb_verdict, Option<u32>) {
+        let counts = || stats::read_verdicts(&self.datapath.maps).expect("counters can be read");
+        let before = counts();
+        let run = self.send(Side::Client, frame);
+        let position = counts().iter().zip(before).position(|(after, before)| *after != before);
+        let to = (0..self.count).find(|&index| self.mac(index) == run.packet.first_chunk().copied());
+        (stats::VERDICTS[position.expect("the packet is counted")].0, to)
     }
 
     /// Goes through the handshake that establishes a client.
@@ -312,24 +311,33 @@ impl Balancer {
 
     /// The backend that a client hashes to, worked out beside the datapath.
     pub fn hashed(&self, client: IpAddr) -> u32 {
-        let words = types::address::from(client).words;
-        let mut hash = (words[0] ^ 0x6c62)
-            .wrapping_mul(0xff51_afd7_ed55_8ccd)
-            .wrapping_add(words[1].wrapping_add(0x6c62).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        hash ^= hash >> 32;
-        hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        hash ^= hash >> 32;
-        self.hash_slots[(((hash >> 32) * self.hash_slots.len() as u64) >> 32) as usize]
+        self.hash_slots[slot(client, 0x6c62, self.hash_slots.len())]
     }
 
-    /// All counters.
+    /// The bucket of the session table that a client's session is in.
+    pub fn bucket(&self, client: IpAddr) -> usize {
+        let config = self.datapath.maps.config().expect("readable").session_config;
+        slot(client, config.seed, config.buckets as usize)
+    }
+
+    /// Sets up the backends anew, with other weights.
     #[track_caller]
-    pub fn stats(&self) -> Stats {
-        Stats::read(&self.datapath.maps).expect("counters can be read")
+    pub fn weigh(&mut self, weights: &[u32]) {
+        let new: Vec<NewBackend> = (0..)
+            .zip(weights)
+            .map(|(index, &weight)| NewBackend {
+                name: format!("eth{}", index + 2),
+                mac: self.mac(index).map(Into::into),
+                weight,
+            })
+            .collect();
+        backend::install(&self.datapath.maps, &new).expect("the backends can be set up");
+        self.hash_slots = schedule::hash_slots(&candidates(weights));
     }
 
     /// Makes all sessions look as if they had last been used `seconds` seconds earlier.
     pub fn age_sessions(&self, seconds: u32) {
+        await_uptime(seconds);
         const WORDS: usize = size_of::<types::session>() / 8;
         const META: usize = offset_of!(types::session, meta) / 8;
         for slot in self.words.words().chunks_exact(WORDS) {
@@ -342,6 +350,7 @@ impl Balancer {
 
     /// Makes all fragments look as if they had been seen `seconds` seconds earlier.
     pub fn age_fragments(&self, seconds: u32) {
+        await_uptime(seconds);
         let seen = offset_of!(types::lb_fragment, seen);
         for key in self.fragments.keys() {
             let any = libbpf_rs::MapFlags::ANY;
@@ -370,19 +379,23 @@ impl Balancer {
             self.turn_to(next);
             self.hear(next);
         }
+        if let Some((backend, _)) = fixture.learns {
+            self.hear(backend);
+        }
         for (side, frame) in &fixture.before {
             self.send(*side, frame);
         }
         self.age_sessions(AGE);
 
         let before = self.world();
+        let turn = self.datapath.maps.runtime().expect("readable").ring_next % u64::from(self.count);
         let run = self.send(fixture.side, &fixture.frame);
         let after = self.world();
         let mut faults = Vec::new();
         if run.action != fixture.expected.action() {
             faults.push(format!("XDP action {} in place of {}", run.action, fixture.expected.action()));
         }
-        let (world, backend) = self.foresee(fixture, &before);
+        let (world, backend) = self.foresee(fixture, &before, turn as u32);
         let mut frame = fixture.frame.clone();
         if let Some(index) = backend {
             frame[..6].copy_from_slice(&self.mac(index).expect("the backend is resolved"));
@@ -404,8 +417,8 @@ impl Balancer {
         );
     }
 
-    /// What `before` is to become, and which backend the packet is to go to.
-    fn foresee(&self, fixture: &Fixture, before: &World) -> (World, Option<u32>) {
+    /// What `before` is to become, and which backend the packet is to go to; `turn` is whose turn it is.
+    fn foresee(&self, fixture: &Fixture, before: &World, turn: u32) -> (World, Option<u32>) {
         let mut world = before.clone();
         let count = Count { packets: 1, bytes: fixture.frame.len() as u64 };
         let add = |counts: &mut Vec<(&'static str, Count)>, name| {
@@ -439,8 +452,7 @@ impl Balancer {
                 Some(session.backend)
             }
             Expected::New(client) => {
-                let backend = (world.turns % world.backends.len() as u64) as u32;
-                world.turns += 1;
+                let backend = turn;
                 world.sessions.push(Seen {
                     client,
                     backend,
@@ -501,7 +513,6 @@ impl Balancer {
             backends: backends.collect(),
             sessions,
             established: self.sessions.established(),
-            turns: maps.runtime().expect("readable").ring_next,
             fragments: self.fragments.keys().count(),
         }
     }
@@ -576,13 +587,36 @@ impl World {
             differ("backends", format!("{:?}", self.backends), format!("{:?}", found.backends)),
             differ("sessions", format!("{:?}", self.sessions), format!("{:?}", found.sessions)),
             differ("sessions established", self.established.to_string(), found.established.to_string()),
-            differ("turns", self.turns.to_string(), found.turns.to_string()),
             differ("fragments", self.fragments.to_string(), found.fragments.to_string()),
         ]
         .into_iter()
         .flatten()
         .collect()
     }
+}
+
+fn candidates(weights: &[u32]) -> Vec<Candidate> {
+    let named = |(index, &weight)| Candidate { index, name: format!("eth{}", index + 2), weight };
+    (0..).zip(weights).map(named).collect()
+}
+
+/// Waits until the machine has been up for so long: before that nothing can have been seen so many seconds ago.
+fn await_uptime(seconds: u32) {
+    let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("there is a clock").tv_sec();
+    let wait = i64::from(seconds) + 1 - uptime;
+    sleep(Duration::from_secs(wait.try_into().unwrap_or_default()));
+}
+
+/// Where among `count` slots a client's address hashes to: address_hash() and hash_to_range() of the datapath.
+fn slot(client: IpAddr, seed: u64, count: usize) -> usize {
+    let words = types::address::from(client).words;
+    let mut hash = (words[0] ^ seed)
+        .wrapping_mul(0xff51_afd7_ed55_8ccd)
+        .wrapping_add(words[1].wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^= hash >> 32;
+    (((hash >> 32) * count as u64) >> 32) as usize
 }
 
 fn counted(counts: &[(&str, Count)]) -> String {

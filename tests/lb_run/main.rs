@@ -5,6 +5,7 @@
 //! that leave, the interface they leave by, and every counter and session. What no single packet
 //! shows, such as floods, time and two CPUs at once, has tests of its own.
 
+mod backends;
 #[path = "../common/mod.rs"]
 mod common;
 mod esp;
@@ -13,7 +14,10 @@ mod fragments;
 mod headers;
 mod icmp;
 mod ike;
+mod ingress;
 mod neighbour;
+mod schedule;
+mod sessions;
 
 use std::net::IpAddr;
 
