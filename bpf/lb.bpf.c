@@ -541,9 +541,27 @@ static __always_inline void hear_backend(const struct xdp_md *ctx, const struct 
 	learn_mac(backend, interface->index, eth);
 }
 
-/* A packet from a backend to a client: back to where the client was last seen. */
-static __always_inline void decide_returned(const struct packet *packet, const struct message *message, __u32 now,
-					    struct decision *decision)
+/*
+ * Whether a frame is from `index`, as far as MACs tell: from the one that it has, or from one that is no other
+ * backend's. The interface says less, as backends may be behind one switch.
+ */
+static __always_inline bool may_be_from(const struct ethhdr *eth, __u32 index)
+{
+	struct lb_backend *backend = backend_get(index);
+	__u64 key = mac_key(eth->h_source);
+
+	if (backend && mac_key(station_read(backend).mac) == key)
+		return true;
+	return !bpf_map_lookup_elem(&backend_macs, &key);
+}
+
+/*
+ * A packet from a backend to a client: back to where the client was last seen. The SPIs of an answer count
+ * where the session's own backend gives it. Another one may still have an SA from before the session, and
+ * what the client says to that proves nothing of the new backend.
+ */
+static __always_inline void decide_returned(const struct packet *packet, const struct message *message,
+					    const struct ethhdr *eth, __u32 now, struct decision *decision)
 {
 	struct session_meta meta;
 	struct session *session = session_find(&packet->destination, now, &meta);
@@ -557,7 +575,7 @@ static __always_inline void decide_returned(const struct packet *packet, const s
 	decision->port = meta.ingress;
 	session_refresh(session, meta, now);
 	if (meta.state == SESSION_EMBRYONIC && message->kind == KIND_IKE && message->responder_spi &&
-	    !message->notifies) {
+	    !message->notifies && may_be_from(eth, meta.backend)) {
 		session->initiator_spi = message->initiator_spi;
 		session->responder_spi = message->responder_spi;
 	}
@@ -573,7 +591,7 @@ static __always_inline void decide_backend(const struct xdp_md *ctx, const struc
 		decision->verdict = LB_NEIGHBOUR;
 		decision->to_all = lb_config.ingress_count > 1;
 	} else {
-		decide_returned(packet, message, now, decision);
+		decide_returned(packet, message, eth, now, decision);
 	}
 }
 

@@ -93,7 +93,7 @@ static __always_inline bool ike_starts_sa(const struct ike_header *ike)
 		return false;
 	if (IKE_MAJOR(ike->version) == 1)
 		return true;
-	return ike->exchange == IKE_SA_INIT && !(ike->flags & IKE_FLAG_RESPONSE);
+	return IKE_MAJOR(ike->version) == 2 && ike->exchange == IKE_SA_INIT && !(ike->flags & IKE_FLAG_RESPONSE);
 }
 
 /*

@@ -71,6 +71,8 @@ pub struct Ike {
     pub responder_spi: u64,
     /// Whether it is the first message of a new SA.
     pub start: bool,
+    /// Whether it is a notification in clear.
+    pub notifies: bool,
 }
 
 /// A part of the frame is missing, or contradicts another.
@@ -169,7 +171,8 @@ fn ipv6(bytes: &[u8], direction: Direction) -> Reading<Content> {
                 if offset != 0 {
                     // Options may stand between the fragment header and what is carried, and only the first fragment
                     // shows them: such a fragment may belong to a tunnel, and is treated as if.
-                    let may_be_tunnel = carried_v6(next) != Carried::Other || is_extension(next);
+                    let hidden = is_extension(next) && next != 44;
+                    let may_be_tunnel = carried_v6(next) != Carried::Other || hidden;
                     let message = if may_be_tunnel { Message::LaterFragment } else { Message::Other };
                     return Ok(Content::Ip(Packet { source, destination, fragment: Some(key), message }));
                 }
@@ -294,8 +297,8 @@ fn udp(bytes: &[u8], cut: bool, direction: Direction) -> Reading<Message> {
 
 fn ike(bytes: &[u8]) -> Reading<Ike> {
     let header = first(bytes, 28)?;
-    let (major, exchange, flags) = (header[17] >> 4, header[18], header[19]);
-    let responder_spi = number(header, 8, 8)?;
+    let (next_payload, major, exchange, flags) = (header[16], header[17] >> 4, header[18], header[19]);
+    let (initiator_spi, responder_spi) = (number(header, 0, 8)?, number(header, 8, 8)?);
     let starts = match major {
         // Main mode and all others of IKEv1 begin with a responder cookie of zero.
         1 => true,
@@ -303,7 +306,14 @@ fn ike(bytes: &[u8]) -> Reading<Ike> {
         2 => exchange == 34 && flags & 0x20 == 0,
         _ => false,
     };
-    Ok(Ike { initiator_spi: number(header, 0, 8)?, responder_spi, start: starts && responder_spi == 0 })
+    Ok(Ike {
+        initiator_spi,
+        responder_spi,
+        // The rules do not say what becomes of an initiator SPI of zero. RFC 7296, section 3.1 forbids it, so nobody
+        // misses a session who sends one.
+        start: starts && initiator_spi != 0 && responder_spi == 0,
+        notifies: next_payload == if major == 1 { 11 } else { 41 },
+    })
 }
 
 fn first(bytes: &[u8], count: usize) -> Reading<&[u8]> {

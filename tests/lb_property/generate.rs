@@ -119,7 +119,13 @@ pub enum IkeKind {
     Auth,
     AuthResponse,
     MainMode,
-    Odd { version: u8, exchange: u8, flags: u8 },
+    /// INVALID_IKE_SPI, with the SPIs of what it complains of.
+    Notification,
+    Odd {
+        version: u8,
+        exchange: u8,
+        flags: u8,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +150,7 @@ pub enum Part {
     Whole,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Wrapping {
     /// Ethertypes of VLAN tags.
     tags: Vec<u16>,
@@ -283,7 +289,10 @@ impl PacketPlan {
         };
         match self.content {
             Plan::Ike { nat, sa, responder, kind } => {
-                let message = kind.message(run, self.client, sa, responder).bytes();
+                let mut message = kind.message(run, self.client, sa, responder).bytes();
+                if let IkeKind::Notification = kind {
+                    message[16] = 41;
+                }
                 if nat { udp(4500, &[vec![0; 4], message].concat()) } else { udp(500, &message) }
             }
             Plan::Keepalive => udp(4500, &[0xff]),
@@ -399,6 +408,7 @@ impl IkeKind {
             Self::InitResponse => Ike { flags: 0x20, ..message },
             Self::Auth => Ike { exchange: 35, ..message },
             Self::AuthResponse => Ike { exchange: 35, flags: 0x20, ..message },
+            Self::Notification => Ike { exchange: 37, flags: 0x20, ..message },
             Self::MainMode => Ike { version: 0x10, exchange: 2, flags: 0, ..message },
             Self::Odd { version, exchange, flags } => Ike { version, exchange, flags, ..message },
         }
@@ -526,17 +536,16 @@ fn step() -> impl Strategy<Value = Step> {
         .prop_map(|(side, packet, damage, probe)| Step { side, packet, damage, probe })
 }
 
-/// Start, answer and proof. Parts of it come in any order too, as single steps.
+/// Start, answer and proof, or something that only looks like it: the answer may come from another backend, or be a
+/// notification. Parts of it come in any order too, as single steps.
 fn handshake() -> impl Strategy<Value = Vec<Step>> {
-    (0..CLIENTS, 0..3u8, any::<bool>(), 0..2u8, 0..2u8, prop::bool::weighted(0.1)).prop_map(
-        |(client, sa, nat, ingress, choice, v1)| {
-            let plain = Wrapping {
-                tags: vec![],
-                options: 0,
-                extensions: vec![],
-                options_in_fragment: false,
-                padding: 0,
-            };
+    let exchange = prop_oneof![
+        6 => Just([IkeKind::Init, IkeKind::InitResponse, IkeKind::Auth]),
+        1 => Just([IkeKind::Init, IkeKind::Notification, IkeKind::Auth]),
+        1 => Just([IkeKind::MainMode; 3]),
+    ];
+    (0..CLIENTS, 0..3u8, any::<bool>(), 0..2u8, 0..2u8, sender(), exchange).prop_map(
+        |(client, sa, nat, ingress, choice, sender, kinds)| {
             let step = |side, responder, kind, nat| Step {
                 side,
                 packet: PacketPlan {
@@ -544,18 +553,13 @@ fn handshake() -> impl Strategy<Value = Vec<Step>> {
                     content: Plan::Ike { nat, sa, responder, kind },
                     elsewhere: false,
                     fragment: None,
-                    wrapping: plain.clone(),
+                    wrapping: Wrapping::default(),
                 },
                 damage: vec![],
                 probe: false,
             };
             let from_client = Side::Client { ingress };
-            let from_backend = Side::Backend { sender: Sender::OfSession, mac: SenderMac::Own };
-            let kinds = if v1 {
-                [IkeKind::MainMode; 3]
-            } else {
-                [IkeKind::Init, IkeKind::InitResponse, IkeKind::Auth]
-            };
+            let from_backend = Side::Backend { sender, mac: SenderMac::Own };
             vec![
                 step(from_client, None, kinds[0], false),
                 step(from_backend, Some(choice), kinds[1], false),
@@ -579,8 +583,11 @@ fn cut_datagram() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
+fn sender() -> impl Strategy<Value = Sender> {
+    prop_oneof![4 => Just(Sender::OfSession), 1 => (0..4u8).prop_map(Sender::Number)]
+}
+
 fn side() -> impl Strategy<Value = Side> {
-    let sender = prop_oneof![4 => Just(Sender::OfSession), 1 => (0..4u8).prop_map(Sender::Number)];
     let mac = prop_oneof![
         24 => Just(SenderMac::Own),
         2 => (0..2u8).prop_map(SenderMac::Another),
@@ -589,7 +596,7 @@ fn side() -> impl Strategy<Value = Side> {
     ];
     prop_oneof![
         3 => (0..2u8).prop_map(|ingress| Side::Client { ingress }),
-        1 => (sender, mac).prop_map(|(sender, mac)| Side::Backend { sender, mac }),
+        1 => (sender(), mac).prop_map(|(sender, mac)| Side::Backend { sender, mac }),
     ]
 }
 
@@ -618,6 +625,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         4 => Just(IkeKind::Auth),
         1 => Just(IkeKind::AuthResponse),
         2 => Just(IkeKind::MainMode),
+        1 => Just(IkeKind::Notification),
         1 => (select(vec![0x10u8, 0x20, 0x21, 0x30, 0x00]), 30..40u8, select(vec![0u8, 0x08, 0x20, 0x28]))
             .prop_map(|(version, exchange, flags)| IkeKind::Odd { version, exchange, flags }),
     ];

@@ -19,7 +19,7 @@ use common::namespace::{self, Namespace};
 use common::packet;
 use frame::{Content, Direction, Mac, Message};
 use generate::{Sender, Side, Step};
-use lb::kernel::counters::Count;
+use lb::kernel::counters::{self, Count};
 use lb::kernel::interface::Interface;
 use lb::kernel::program::RunOptions;
 use lb::lb::backend::{self, NewBackend};
@@ -27,7 +27,7 @@ use lb::lb::datapath::{Datapath, Other, Policy, ReturnPath, Settings};
 use lb::lb::interfaces;
 use lb::lb::session::{Sessions, State};
 use lb::lb::skeleton::types;
-use lb::lb::stats::{Stats, UNPLACED, VERDICTS};
+use lb::lb::stats::{self, UNPLACED, VERDICTS};
 use model::{Model, Outcome, Verdict, Way};
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
@@ -181,8 +181,19 @@ impl<'a> Instance<'a> {
         }
     }
 
-    fn see(&self) -> Sight {
-        let stats = Stats::read(&self.datapath.maps).expect("counters can be read");
+    fn see(&self, backends: u32) -> Sight {
+        let maps = &self.datapath.maps;
+        // What `lb backend list` has in addition takes a look at all interfaces, for each packet here.
+        let (mut sent, mut macs) = (Vec::new(), Vec::new());
+        for index in 0..backends {
+            sent.push(counters::read(&maps.backend_counters, index).expect("counters can be read"));
+            let station =
+                maps.backends.get(&index).expect("backends can be read").expect("it is one").station;
+            let active = station.state == types::lb_backend_state::LB_ACTIVE;
+            macs.push((active.then_some(station.mac), station.learned != 0));
+        }
+        let unplaced = UNPLACED
+            .map(|(cause, ..)| counters::read(&maps.unplaced, cause.0).expect("counters can be read"));
         let mut sessions = BTreeMap::new();
         for session in self.sessions.iter() {
             let seen = SeenSession {
@@ -194,14 +205,10 @@ impl<'a> Instance<'a> {
             assert_eq!(sessions.insert(session.client, seen), None, "{} has two sessions", session.client);
         }
         Sight {
-            verdicts: stats.verdicts,
-            unplaced: stats.unplaced,
-            sent: stats.backends.iter().map(|load| load.sent).collect(),
-            macs: backend::list(&self.datapath.maps)
-                .expect("the backends can be read")
-                .into_iter()
-                .map(|backend| (backend.mac.map(|mac| mac.into_array()), backend.learned))
-                .collect(),
+            verdicts: stats::read_verdicts(maps).expect("counters can be read"),
+            unplaced,
+            sent,
+            macs,
             established: self.sessions.established(),
             sessions,
         }
@@ -285,7 +292,7 @@ fn run_sequence(
 ) -> Result<(), TestCaseError> {
     instance.reset(profile);
     let mut model = Model::new(&profile.settings, &profile.backends());
-    let start = instance.see();
+    let start = instance.see(profile.backends.len() as u32);
     let mut before = start.clone();
     for (number, step) in steps.iter().enumerate() {
         let fail = |frame: &[u8], what: String| {
@@ -337,7 +344,7 @@ fn run_sequence(
 
         let options = RunOptions { ingress_ifindex: Some(ifindex), ..Default::default() };
         let ran = program.run(&frame, options).expect("the program runs");
-        let after = instance.see();
+        let after = instance.see(profile.backends.len() as u32);
         let (to, _) = frame::macs(&ran.packet);
         let observed = model.backends.iter().position(|backend| backend.mac == Some(to));
         let mut outcome = decide(&mut model, observed.map(|index| index as u32));
@@ -479,8 +486,12 @@ fn root_model_and_datapath_agree_on_every_packet() {
         let coverage = Coverage::default();
         let runs = Cell::new(0u16);
 
-        let mut config =
-            ProptestConfig { failure_persistence: None, max_shrink_iters: 3000, ..Default::default() };
+        let mut config = ProptestConfig {
+            failure_persistence: None,
+            max_shrink_iters: 2000,
+            max_shrink_time: 40_000,
+            ..Default::default()
+        };
         if std::env::var_os("PROPTEST_CASES").is_none() {
             config.cases = CASES;
         }

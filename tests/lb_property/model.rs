@@ -75,10 +75,10 @@ pub struct Session {
     pub state: State,
     pub ingress: u8,
     pub sent: Count,
-    /// Of the newest IKE SA begun; `None` where only echo requests came.
+    /// Of the newest IKE SA begun or answered; `None` where only echo requests came.
     initiator_spi: Option<u64>,
-    /// What the backend answered to it.
-    responder_spi: Option<u64>,
+    /// The SPIs of the last message in which the backend showed what it knows of an SA of both; both are its proof.
+    answered: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -215,19 +215,16 @@ impl Model {
         if session.state == State::Established {
             return;
         }
-        let room = self.room();
         if ike.start {
             session.note_start(ike.initiator_spi);
         } else {
             let proven = match self.settings.return_path {
-                ReturnPath::Here => {
-                    session.initiator_spi == Some(ike.initiator_spi)
-                        && session.responder_spi == Some(ike.responder_spi)
-                }
+                ReturnPath::Here => session.answered == Some((ike.initiator_spi, ike.responder_spi)),
                 ReturnPath::Direct => ike.responder_spi != 0,
             };
-            // A table that is full leaves the session as it is: it still leads to the right backend.
-            if proven && room {
+            // The rules do not say what becomes of a proof beyond the number of sessions. Whoever was let in before
+            // that was reached has a tunnel now, and would lose it with an embryonic session's time-out.
+            if proven {
                 session.state = State::Established;
             }
         }
@@ -257,7 +254,7 @@ impl Model {
             ingress,
             sent: Count { packets: 1, bytes },
             initiator_spi,
-            responder_spi: None,
+            answered: None,
         };
         self.sessions.insert(client, session);
         self.to_backend(Verdict::New, backend, bytes)
@@ -356,15 +353,20 @@ impl Model {
     /// A frame that arrives on the interface of backend `port`.
     pub fn from_backend(&mut self, port: u32, frame: &[u8]) -> Outcome {
         let (_, from) = frame::macs(frame);
-        self.learn(port, from);
-        match frame::read(frame, Direction::ToClient) {
+        let content = frame::read(frame, Direction::ToClient);
+        // What is forwarded teaches the backend's MAC. A switch in between may have frames of its own, such as LLDP.
+        let other = matches!(&content, Content::Ip(packet) if packet.message == Message::Other);
+        if !other && !matches!(content, Content::Malformed | Content::Unknown) {
+            self.learn(port, from);
+        }
+        match content {
             Content::Malformed => outcome(Verdict::Malformed, Way::Drop),
             Content::Neighbour => outcome(Verdict::Neighbour, self.every_ingress()),
             Content::Unknown => self.other(),
-            Content::Ip(packet) if packet.message == Message::Other => self.other(),
+            Content::Ip(_) if other => self.other(),
             Content::Ip(packet) => {
                 if let Message::Ike(ike) = packet.message {
-                    self.hear_backend(port, packet.destination, ike);
+                    self.hear_backend(from, packet.destination, ike);
                 }
                 let way = match self.sessions.get(&packet.destination) {
                     Some(session) => Way::Ingress(session.ingress),
@@ -379,37 +381,38 @@ impl Model {
         if self.settings.ingress_count == 1 { Way::Ingress(0) } else { Way::EveryIngress }
     }
 
-    /// The backend's MAC, if none was given: that of its last frame, so that a backend may be replaced.
+    /// The backend's MAC, if none was given. The rules do not say whether it may change later: it does not, or else
+    /// two stations behind one interface would take tunnels from each other with every frame.
     fn learn(&mut self, port: u32, from: Mac) {
         let backend = &mut self.backends[port as usize];
-        if (backend.mac.is_none() || backend.learned) && !is_group(from) && from != [0; 6] {
+        if backend.mac.is_none() && !is_group(from) && from != [0; 6] {
             backend.mac = Some(from);
             backend.learned = true;
         }
     }
 
     /// What a backend's IKE message teaches about the session of the client that it is for. Only the session's own
-    /// backend can say what SPI it chose.
-    fn hear_backend(&mut self, port: u32, client: IpAddr, ike: Ike) {
+    /// backend can say what SPI it chose; frames of unknown stations count as its own. A backend may have begun
+    /// the SA itself, or answer to an older one of two that the client has begun: what it says last counts. A notification
+    /// in clear shows nothing, as it may repeat SPIs that somebody else made up (RFC 7296, section 2.21.4).
+    fn hear_backend(&mut self, from: Mac, client: IpAddr, ike: Ike) {
         let Some(session) = self.sessions.get_mut(&client) else { return };
-        if session.backend != port {
-            return;
-        }
-        if ike.start {
-            session.note_start(ike.initiator_spi);
-        } else if session.initiator_spi == Some(ike.initiator_spi) && ike.responder_spi != 0 {
-            session.responder_spi = Some(ike.responder_spi);
+        let own = self.backends[session.backend as usize].mac == Some(from);
+        let of_another = !own && self.backends.iter().any(|backend| backend.mac == Some(from));
+        if ike.responder_spi != 0 && !ike.notifies && !of_another {
+            session.initiator_spi = Some(ike.initiator_spi);
+            session.answered = Some((ike.initiator_spi, ike.responder_spi));
         }
     }
 }
 
 impl Session {
-    /// Either side begins an IKE SA. What was answered to the one before proves nothing any more; a message that
+    /// A client begins an IKE SA. What was answered to the one before proves nothing any more; a message that
     /// is sent again begins nothing.
     fn note_start(&mut self, initiator_spi: u64) {
         if self.initiator_spi != Some(initiator_spi) {
             self.initiator_spi = Some(initiator_spi);
-            self.responder_spi = None;
+            self.answered = None;
         }
     }
 }
