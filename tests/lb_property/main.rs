@@ -319,9 +319,9 @@ fn run_sequence(
         };
         let decide = |model: &mut Model, observed| match step.side {
             Side::Client { ingress } => {
-                model.from_client(ingress % profile.settings.ingress_count as u8, &frame, observed)
+                model.client_sends(ingress % profile.settings.ingress_count as u8, &frame, observed)
             }
-            Side::Backend { .. } => model.from_backend(sender, &frame),
+            Side::Backend { .. } => model.backend_sends(sender, &frame),
         };
 
         // Where a frame is redirected to shows by which ports there are. One that goes unchanged to a single port,

@@ -134,7 +134,7 @@ impl Model {
     }
 
     /// A frame that arrives on client-side interface `ingress`.
-    pub fn from_client(&mut self, ingress: u8, frame: &[u8], observed: Option<u32>) -> Outcome {
+    pub fn client_sends(&mut self, ingress: u8, frame: &[u8], observed: Option<u32>) -> Outcome {
         self.observed = observed;
         self.open = false;
         let result = self.client_outcome(ingress, frame);
@@ -174,11 +174,11 @@ impl Model {
             Message::Ike(ike) => {
                 if let Some(session) = self.sessions.get(&client).cloned() {
                     self.hear_client(client, session, ike);
-                    self.to_session_or_hash(client, seen_on, bytes)
+                    self.by_session_or_hash(client, seen_on, bytes)
                 } else if ike.start {
                     self.start(client, ingress, Some(ike.initiator_spi), bytes)
                 } else {
-                    self.to_hash(client, bytes)
+                    self.by_hash(client, bytes)
                 }
             }
             Message::EchoRequest if !self.sessions.contains_key(&client) => {
@@ -193,11 +193,11 @@ impl Model {
             | Message::Esp
             | Message::Ah
             | Message::EchoRequest
-            | Message::EchoReply => self.to_session_or_hash(client, seen_on, bytes),
+            | Message::EchoReply => self.by_session_or_hash(client, seen_on, bytes),
             // A router sends it as often as the client: it says nothing about where the client is.
             Message::IcmpError { client } => {
                 let client = client.expect("an error on its way to a backend was looked into");
-                self.to_session_or_hash(client, None, bytes)
+                self.by_session_or_hash(client, None, bytes)
             }
             Message::LaterFragment => self.later_fragment(ingress, packet, bytes),
             Message::OtherIcmp | Message::Other => return self.other(),
@@ -240,7 +240,7 @@ impl Model {
 
     fn start(&mut self, client: IpAddr, ingress: u8, initiator_spi: Option<u64>, bytes: u64) -> Outcome {
         if !self.room() {
-            let result = self.to_hash(client, bytes);
+            let result = self.by_hash(client, bytes);
             return Outcome { table_full: result.verdict == Verdict::Stateless, ..result };
         }
         let chosen = match self.settings.policy {
@@ -257,21 +257,21 @@ impl Model {
             answered: None,
         };
         self.sessions.insert(client, session);
-        self.to_backend(Verdict::New, backend, bytes)
+        self.forward(Verdict::New, backend, bytes)
     }
 
     /// To the client's session, whose client was just heard on an ingress interface if one is given.
-    fn to_session_or_hash(&mut self, client: IpAddr, seen_on: Option<u8>, bytes: u64) -> Outcome {
-        let Some(session) = self.sessions.get_mut(&client) else { return self.to_hash(client, bytes) };
+    fn by_session_or_hash(&mut self, client: IpAddr, seen_on: Option<u8>, bytes: u64) -> Outcome {
+        let Some(session) = self.sessions.get_mut(&client) else { return self.by_hash(client, bytes) };
         session.sent = session.sent + Count { packets: 1, bytes };
         session.ingress = seen_on.unwrap_or(session.ingress);
         let backend = session.backend;
-        self.to_backend(Verdict::Session, backend, bytes)
+        self.forward(Verdict::Session, backend, bytes)
     }
 
-    fn to_hash(&mut self, client: IpAddr, bytes: u64) -> Outcome {
+    fn by_hash(&mut self, client: IpAddr, bytes: u64) -> Outcome {
         match self.hash(client) {
-            Some(backend) => self.to_backend(Verdict::Stateless, backend, bytes),
+            Some(backend) => self.forward(Verdict::Stateless, backend, bytes),
             None => outcome(Verdict::NoBackend, Way::Drop),
         }
     }
@@ -281,14 +281,12 @@ impl Model {
         let of_session = self.sessions.get(&packet.source).map(|session| session.backend);
         match known {
             // The first fragment went elsewhere than the session, as it came before it.
-            Some(backend) if of_session != Some(backend) => {
-                self.to_backend(Verdict::Stateless, backend, bytes)
-            }
-            _ => self.to_session_or_hash(packet.source, Some(ingress), bytes),
+            Some(backend) if of_session != Some(backend) => self.forward(Verdict::Stateless, backend, bytes),
+            _ => self.by_session_or_hash(packet.source, Some(ingress), bytes),
         }
     }
 
-    fn to_backend(&mut self, verdict: Verdict, backend: u32, bytes: u64) -> Outcome {
+    fn forward(&mut self, verdict: Verdict, backend: u32, bytes: u64) -> Outcome {
         let sent = &mut self.backends[backend as usize].sent;
         *sent = *sent + Count { packets: 1, bytes };
         outcome(verdict, Way::Backend(backend))
@@ -351,7 +349,7 @@ impl Model {
     }
 
     /// A frame that arrives on the interface of backend `port`.
-    pub fn from_backend(&mut self, port: u32, frame: &[u8]) -> Outcome {
+    pub fn backend_sends(&mut self, port: u32, frame: &[u8]) -> Outcome {
         let (_, from) = frame::macs(frame);
         let content = frame::read(frame, Direction::ToClient);
         // What is forwarded teaches the backend's MAC. A switch in between may have frames of its own, such as LLDP.
