@@ -19,9 +19,10 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::common::namespace::Namespace;
 use crate::common::packet::{Ike, esp_bytes};
 use crate::lab::{Family, Network, PATIENCE};
+use lb::kernel::interface::Interface;
 
 /// How long to look for packets that should not come.
-const SILENCE: Duration = Duration::from_millis(100);
+pub const SILENCE: Duration = Duration::from_millis(100);
 
 /// The port of IKE, and the one of IKE and ESP where a NAT may be in the way.
 pub const IKE: u16 = 500;
@@ -48,7 +49,7 @@ impl Servers {
     #[track_caller]
     pub fn receiver_of(&self, payload: &[u8]) -> (usize, SocketAddr) {
         let mut found = Vec::new();
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 8192];
         let start = Instant::now();
         while found.is_empty() {
             assert!(start.elapsed() < PATIENCE, "no backend gets the datagram");
@@ -70,8 +71,12 @@ pub fn ike_bytes(port: u16, message: Ike) -> Vec<u8> {
     if port == NAT { [&[0; 4][..], &message.bytes()].concat() } else { message.bytes() }
 }
 
-/// A raw socket on `eth1` of a namespace: sends whole frames, and sees whatever comes and goes.
-pub struct Tap(OwnedFd);
+/// A raw socket on `eth1` of a namespace: sends whole frames, and sees all that come.
+pub struct Tap {
+    socket: OwnedFd,
+    /// The interface's own, by which it is told what has been sent there.
+    mac: [u8; 6],
+}
 
 impl Tap {
     #[track_caller]
@@ -88,41 +93,41 @@ impl Tap {
             setsockopt(&tap, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;
             Ok(tap)
         };
-        Self(namespace.within(open).expect("root may open raw sockets"))
+        let socket = namespace.within(open).expect("root may open raw sockets");
+        let mac = namespace.within(|| Interface::find("eth1").and_then(|eth1| eth1.mac()));
+        Self { socket, mac: mac.expect("eth1 is there").into_array() }
     }
 
     /// Sends a frame.
     #[track_caller]
     pub fn send(&self, frame: &[u8]) {
-        send(self.0.as_raw_fd(), frame, MsgFlags::empty()).expect("a frame can be sent");
+        send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).expect("a frame can be sent");
     }
 
-    /// The frames that have been seen since the last call, and for a short time from now on.
+    /// The next frame that comes, if one does soon.
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut buffer = [0; 8192];
+        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
+        Some(buffer[..length].to_vec()).filter(|frame| frame.get(6..12) != Some(&self.mac))
+    }
+
+    /// The frames that have come since the last call, and those that come within a time from now on.
     pub fn frames(&self, time: Duration) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
-        let mut buffer = [0; 2048];
         let start = Instant::now();
+        let mut found = Vec::new();
         while start.elapsed() < time {
-            if let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                found.push(buffer[..length].to_vec());
-            }
+            found.extend(self.next());
         }
         found
     }
 
     /// Waits for a frame that `wanted` is true of.
     #[track_caller]
-    pub fn wait_for(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-        let mut buffer = [0; 2048];
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            if let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                && wanted(&buffer[..length])
-            {
-                return buffer[..length].to_vec();
-            }
+        while !self.next().is_some_and(|frame| wanted(&frame)) {
+            assert!(start.elapsed() < PATIENCE, "{what} is not seen");
         }
-        panic!("{what} is not seen");
     }
 }
 
@@ -171,7 +176,7 @@ impl Echo {
         let answer = |socket: UdpSocket| {
             let stop = stop.clone();
             thread::spawn(move || {
-                let mut buffer = [0; 2048];
+                let mut buffer = [0; 8192];
                 while !stop.load(Ordering::Relaxed) {
                     if let Ok((length, from)) = socket.recv_from(&mut buffer) {
                         let _ = socket.send_to(&buffer[..length], from);
@@ -217,7 +222,7 @@ impl Stream {
         let echo = Echo::start(network, family);
         let socket = udp(&network.client, family.client(1), NAT);
         socket.connect((family.vip(), NAT)).expect("there is a route");
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; 8192];
         let start = Instant::now();
         let begin = ike_bytes(NAT, Ike::init(0x5747_2ea1_0000_0001));
         loop {
@@ -256,7 +261,7 @@ fn send_until(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Tally> {
     let mut waiting: HashSet<u32> = HashSet::new();
     let mut tally = Tally { sent: 0, answered: 0 };
     let mut heard = Instant::now();
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; 8192];
     loop {
         let stopped = stop.load(Ordering::Relaxed);
         while !stopped && waiting.len() < WINDOW {
