@@ -224,17 +224,23 @@ impl Attach {
         let request = self.request(global)?;
         let root = global.root();
         attach::validate(&request).map_err(|error| Usage(error.to_string()))?;
+        // Before the attach, so that no signal finds it done and nobody to undo it.
+        let stopped = if self.foreground { Some(on_signal()?) } else { None };
         let attached = attach::attach(&root, &request).map_err(usage)?;
         for warning in &attached.warnings {
             global.warn(warning);
         }
-        let instance = root.instance(GROUP, &request.name)?;
-        if self.foreground {
-            return foreground(global, &instance);
+        if let Some(stopped) = stopped {
+            return foreground(global, &root.instance(GROUP, &request.name)?, &stopped);
         }
         let names = |list: &[crate::iflist::Listed]| {
             list.iter().map(|listed| listed.name.as_str()).collect::<Vec<_>>().join(",")
         };
+        if global.json {
+            output::json(&json!({
+                "name": request.name, "replaced": attached.replaced, "warnings": attached.warnings,
+            }));
+        }
         global.done(&format!(
             "{} {}: {} -> {} ({})",
             if attached.replaced { "replaced" } else { "attached" },
@@ -290,13 +296,18 @@ fn usage(error: AttachError) -> Failure {
     }
 }
 
-/// Prints a line of totals each second until a signal comes or somebody else detaches, then detaches.
-fn foreground(global: &Global, instance: &Instance) -> Result<(), Failure> {
+/// Hears of SIGINT, SIGTERM and SIGHUP from now on, instead of being ended by them.
+fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
     let (stop, stopped) = mpsc::channel();
     ctrlc::set_handler(move || {
         // A second signal finds nobody to tell, and the first one is being obeyed.
         let _ = stop.send(());
     })?;
+    Ok(stopped)
+}
+
+/// Prints a line of totals each second until a signal comes or somebody else detaches, then detaches.
+fn foreground(global: &Global, instance: &Instance, stopped: &mpsc::Receiver<()>) -> Result<(), Failure> {
     let maps = Maps::open(instance)?;
     let mut before = (Instant::now(), stats::read_verdicts(&maps)?);
     while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
@@ -365,20 +376,20 @@ fn print_totals(global: &Global, before: &[Count], after: &[Count], seconds: f64
 
 impl Detach {
     fn run(self, global: &Global) -> Result<(), Failure> {
-        if self.all {
-            let names = attach::detach_all(&global.root())?;
-            if global.json {
-                output::json(&names);
-            } else if names.is_empty() {
-                global.done("nothing is attached");
-            }
-            for name in names {
-                global.done(&format!("detached {name}"));
-            }
-            return Ok(());
+        let names = if self.all {
+            attach::detach_all(&global.root())?
+        } else {
+            attach::detach(&global.root(), &self.name.name)?;
+            vec![self.name.name]
+        };
+        if global.json {
+            output::json(&names);
+        } else if names.is_empty() {
+            global.done("nothing is attached");
         }
-        attach::detach(&global.root(), &self.name.name)?;
-        global.done(&format!("detached {}", self.name.name));
+        for name in names {
+            global.done(&format!("detached {name}"));
+        }
         Ok(())
     }
 }
