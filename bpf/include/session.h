@@ -30,7 +30,6 @@
 
 #define SESSION_WAYS 16
 #define SESSION_LOCKS 1024
-#define SESSION_LOCK_TRIES 128
 #define SESSION_CLAIM_TRIES 4
 
 /* Packed, as it is one byte of struct session_meta. */
@@ -101,12 +100,17 @@ struct {
 	__type(value, struct session_totals);
 } session_totals SEC(".maps");
 
+/* What the kernel needs to find the lock in a map's value. */
+struct session_lock {
+	struct bpf_spin_lock lock;
+};
+
 /* One lock for the buckets of equal index modulo SESSION_LOCKS; a map, as both programs of an upgrade need the same. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SESSION_LOCKS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct session_lock);
 } session_locks SEC(".maps");
 
 union session_word {
@@ -299,9 +303,12 @@ static __always_inline __u32 session_choose(struct session_bucket *bucket, __u64
 	return SESSION_NO_SLOT;
 }
 
-/* session_insert() with the bucket's lock held; returns the slot in the bucket, or SESSION_NO_SLOT. */
-static __always_inline __u32 session_insert_locked(struct session_bucket *bucket, __u64 hash,
-						   const struct address *client, struct session_meta fresh,
+/*
+ * session_insert() with the bucket's lock held, under which nothing may be called; returns the slot in the bucket,
+ * or SESSION_NO_SLOT.
+ */
+static __always_inline __u32 session_insert_locked(struct session_bucket *bucket, struct session_totals *totals,
+						   __u64 hash, const struct address *client, struct session_meta fresh,
 						   __be64 initiator_spi)
 {
 	__u32 now = fresh.last_seen;
@@ -321,12 +328,8 @@ static __always_inline __u32 session_insert_locked(struct session_bucket *bucket
 		if (!session_worth(old, now) || !session_swap(session, old, busy))
 			continue;
 
-		if (old.state == SESSION_ESTABLISHED) {
-			struct session_totals *totals = session_totals_get();
-
-			if (totals)
-				__sync_fetch_and_add(&totals->established, -1);
-		}
+		if (old.state == SESSION_ESTABLISHED)
+			__sync_fetch_and_add(&totals->established, -1);
 		session->client = *client;
 		session->packets = 0;
 		session->bytes = 0;
@@ -366,9 +369,11 @@ __noinline __s64 session_insert(const struct address *client, __u32 backend, __u
 		.ingress = ingress,
 		.state = SESSION_EMBRYONIC,
 	};
+	struct session_totals *totals = session_totals_get();
 	struct session_bucket *bucket;
+	struct session_lock *lock;
 	__u32 index, lock_index, slot;
-	__u64 hash, *lock;
+	__u64 hash;
 
 	if (!client)
 		return SESSION_NOWHERE;
@@ -376,16 +381,14 @@ __noinline __s64 session_insert(const struct address *client, __u32 backend, __u
 	bucket = session_bucket(hash, &index);
 	lock_index = index % SESSION_LOCKS;
 	lock = bpf_map_lookup_elem(&session_locks, &lock_index);
-	if (!bucket || !lock)
+	if (!bucket || !totals || !lock)
 		return SESSION_NOWHERE;
-	/* Its holder cannot sleep and is done after some hundred instructions; only a broken one is given up. */
-	for (int i = 0;; i++) {
-		if (!__sync_val_compare_and_swap(lock, 0, 1))
-			break;
-		if (i == SESSION_LOCK_TRIES)
-			return SESSION_NOWHERE;
-	}
-	slot = session_insert_locked(bucket, hash, client, fresh, initiator_spi);
-	__sync_lock_test_and_set(lock, 0);
+	/*
+	 * The kernel's lock, and not a word of our own: whoever holds it is not interrupted. To give up waiting would be
+	 * to send the client elsewhere than the CPU does that was first.
+	 */
+	bpf_spin_lock(&lock->lock);
+	slot = session_insert_locked(bucket, totals, hash, client, fresh, initiator_spi);
+	bpf_spin_unlock(&lock->lock);
 	return slot < SESSION_WAYS ? (__s64)index * SESSION_WAYS + slot : SESSION_NOWHERE;
 }

@@ -497,8 +497,6 @@ impl Balancer {
             .collect();
         sessions.sort();
         let verdicts = stats::read_verdicts(maps).expect("counters can be read");
-        let unplaced = stats::UNPLACED
-            .map(|(cause, name, _)| (name, counters::read(&maps.unplaced, cause.0).expect("a counter")));
         let backends = (0..self.count).map(|index| {
             let sent = counters::read(&maps.backend_counters, index).expect("a counter");
             (self.mac(index), sent)
@@ -509,7 +507,7 @@ impl Balancer {
                 .zip(verdicts)
                 .map(|((_, name, _), count)| (*name, count))
                 .collect(),
-            unplaced: unplaced.into(),
+            unplaced: self.unplaced(),
             backends: backends.collect(),
             sessions,
             established: self.sessions.established(),
@@ -522,6 +520,14 @@ impl Balancer {
     pub fn mac(&self, index: u32) -> Option<[u8; 6]> {
         let backend = self.datapath.maps.backends.get(&index).expect("readable").expect("a backend");
         (backend.station.state == types::lb_backend_state::LB_ACTIVE).then_some(backend.station.mac)
+    }
+
+    /// How many starts got no session, by cause.
+    #[track_caller]
+    pub fn unplaced(&self) -> Vec<(&'static str, Count)> {
+        let count = |cause| counters::read(&self.datapath.maps.unplaced, cause).expect("a counter");
+        let all = stats::UNPLACED.map(|(cause, name, _)| (name, count(cause.0)));
+        all.into()
     }
 
     fn forget_fragments(&self) {

@@ -18,6 +18,7 @@ mod ingress;
 mod neighbour;
 mod schedule;
 mod sessions;
+mod walk;
 
 use std::net::IpAddr;
 

@@ -1,8 +1,9 @@
 //! Sessions over time: how they are proven, how long they live, and what a flood or a full table does to them.
 
 use std::collections::HashMap;
+use std::hint::spin_loop;
 use std::net::IpAddr;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -13,9 +14,9 @@ use lb::lb::skeleton::types::{lb_unplaced, lb_verdict};
 use crate::common::packet::{
     Ike, client, echo_request, esp, esp_back, esp_in_udp, ike, ike_back, ike_nat, keepalive,
 };
-use crate::families;
 use crate::fixture::Expected::{Hash, New, Session};
 use crate::fixture::{Balancer, INITIATOR, RESPONDER, Side, from_client, settings};
+use crate::{families, walk};
 
 const NEW: lb_verdict = lb_verdict::LB_NEW;
 const SESSION: lb_verdict = lb_verdict::LB_SESSION;
@@ -370,32 +371,63 @@ fn root_sessions_count_what_clients_send() {
     assert_eq!((session.packets, session.bytes), (4, bytes as u64));
 }
 
+/// One session of two packets for each of these clients, and nobody else's.
+#[track_caller]
+fn assert_one_session_each(balancer: &Balancer, clients: &[IpAddr]) -> HashMap<IpAddr, u32> {
+    assert!(balancer.unplaced().iter().all(|(_, count)| count.packets == 0), "{:?}", balancer.unplaced());
+    let mut sessions: HashMap<IpAddr, Vec<_>> = HashMap::new();
+    for session in balancer.sessions.iter() {
+        sessions.entry(session.client).or_default().push((session.backend, session.packets));
+    }
+    assert_eq!(sessions.len(), clients.len());
+    let one_of = |client: &IpAddr| match sessions[client][..] {
+        [(backend, 2)] => (*client, backend),
+        ref found => panic!("{client} has these sessions, with their packets: {found:?}"),
+    };
+    clients.iter().map(one_of).collect()
+}
+
 #[test]
 fn root_two_cpus_agree_about_a_new_client() {
-    const CLIENTS: u32 = 5000;
-    let settings = Settings { max_sessions: 8 * CLIENTS, start_rate: UNLIMITED, ..settings() };
+    let clients: Vec<IpAddr> = (0..5000).map(|number| client(number, number % 2 == 1)).collect();
+    let settings = Settings { max_sessions: 40_000, start_rate: UNLIMITED, ..settings() };
     let balancer = Balancer::new(&settings, 4);
-    let together = Barrier::new(2);
+    let arrived = AtomicU32::new(0);
     let work = || {
-        let sent = |number: u32| {
-            let frame = start(client(number, number % 2 == 1));
-            together.wait();
-            balancer.send(Side::Client, &frame).packet[5] - 1
+        let sent = |(number, &client): (u32, &IpAddr)| {
+            let frame = start(client);
+            // Nobody sleeps here: waking up takes longer than the moment in which two CPUs can meet.
+            arrived.fetch_add(1, Ordering::AcqRel);
+            while arrived.load(Ordering::Acquire) < 2 * (number + 1) {
+                spin_loop();
+            }
+            u32::from(balancer.send(Side::Client, &frame).packet[5]) - 1
         };
-        (0..CLIENTS).map(sent).collect::<Vec<u8>>()
+        (0..).zip(&clients).map(sent).collect::<Vec<u32>>()
     };
     let (one, other) = thread::scope(|scope| {
         let thread = scope.spawn(work);
         (work(), thread.join().expect("the other thread ends well"))
     });
-    assert_eq!(one, other, "a client's two starts went to two backends");
-    let mut sessions: HashMap<IpAddr, Vec<_>> = HashMap::new();
-    for session in balancer.sessions.iter() {
-        sessions.entry(session.client).or_default().push((session.backend, session.packets));
+    let backends = assert_one_session_each(&balancer, &clients);
+    for ((client, one), other) in clients.iter().zip(one).zip(other) {
+        assert_eq!((one, other), (backends[client], backends[client]), "{client}");
     }
-    assert_eq!(sessions.len(), CLIENTS as usize);
-    for (number, &backend) in (0..).zip(&one) {
-        let client = client(number, number % 2 == 1);
-        assert_eq!(sessions[&client], [(backend.into(), 2)], "{client}");
+}
+
+#[test]
+fn root_two_cpus_agree_about_a_crowd_of_new_clients() {
+    const CLIENTS: u32 = 50_000;
+    for v6 in [false, true] {
+        let settings = Settings { max_sessions: 8 * CLIENTS, start_rate: UNLIMITED, ..settings() };
+        let balancer = Balancer::new(&settings, 4);
+        // The kernel goes through the clients by itself. Whoever is behind has less to do, so the two keep meeting.
+        let work = || walk::starts(&balancer.datapath.client, v6, CLIENTS);
+        thread::scope(|scope| {
+            scope.spawn(work);
+            work();
+        });
+        let clients: Vec<IpAddr> = (0..CLIENTS).map(|number| client(number, v6)).collect();
+        assert_one_session_each(&balancer, &clients);
     }
 }
