@@ -2,7 +2,9 @@
 
 use lb::lb::skeleton::types::lb_verdict;
 
-use crate::common::packet::{Ike, ike, ike_back, ike_nat, keepalive, padded, to_4500, udp, vip};
+use crate::common::packet::{
+    Ike, backend_mac, ike, ike_back, ike_nat, keepalive, padded, sent_by, to_4500, udp, vip,
+};
 use crate::families;
 use crate::fixture::Expected::{Dropped, Hash, New, Session};
 use crate::fixture::{Balancer, INITIATOR, MALFORMED, OTHER, RESPONDER, Side, from_client, settings};
@@ -69,6 +71,7 @@ fn root_ike_that_starts_nothing_goes_by_session_or_else_by_hash() {
             ("IKE_AUTH without a responder SPI", Ike::auth(INITIATOR, 0)),
             ("INFORMATIONAL without a responder SPI", Ike { exchange: 37, ..init }),
             ("IKE_SESSION_RESUME, which this balancer does not know", Ike { exchange: 38, ..init }),
+            ("IKE_SA_INIT of a version that is not known yet", Ike { version: 0x30, ..init }),
             ("a private exchange", Ike { exchange: 240, ..init }),
             ("IKEv1 main mode with both cookies", v1(2, 9)),
             ("IKEv1 without an initiator cookie", Ike { initiator_spi: 0, ..v1(2, 0) }),
@@ -106,6 +109,21 @@ fn root_a_proof_establishes_a_session() {
             let fixture = from_client(description, ike(client, message), Session(client));
             balancer.check(&fixture.with_answer(client));
         }
+        let fixture =
+            from_client("an answer to another start", ike(client, Ike::auth(99, RESPONDER)), Session(client));
+        balancer.check(&fixture.with_answer(client).after(Side::Client, ike(client, Ike::init(99))));
+
+        // Sessions are placed one further than the hash.
+        let own = backend_mac((balancer.hashed(client) as u8 + 1) % 4);
+        let other = backend_mac(balancer.hashed(client) as u8);
+        let answer = ike_back(client, Ike::init_response(INITIATOR, RESPONDER));
+        let answered_by = |description, mac| {
+            let fixture = from_client(description, ike(client, auth), Session(client)).with_start(client);
+            fixture.after(Side::Backend, sent_by(answer.clone(), mac))
+        };
+        balancer.check(&answered_by("an answer of the session's own backend", own).establishes());
+        balancer.check(&answered_by("an answer of another backend", other));
+
         // An answer that repeats what anyone may have asked is no choice of the backend's.
         let forged = Ike::auth(INITIATOR, 9);
         for complaint in [
