@@ -204,7 +204,7 @@ fn open(global: &Global, name: &Name) -> Result<Maps, Failure> {
     }
     if instance.exists() {
         return Err(format!(
-            "the attach of {0} was cut short; `lb detach --name {0}` clears it away",
+            "an attach or detach of {0} was cut short; `lb detach --name {0}` clears it away",
             instance.name
         )
         .into());

@@ -1,7 +1,7 @@
 //! Names in bpffs: where an instance of a datapath keeps what outlives the command that made it.
 //!
 //! `<root>/<group>/<name>/` holds one pin per map, one per link, and last `config`, the map with the
-//! program's read-only data. An instance without `config` is one whose attach was cut short: whoever meets it,
+//! program's read-only data. An instance without `config` is one whose attach or detach was cut short: whoever meets it,
 //! attach or detach, clears it away. One lock on the root orders attaches and detaches; the kernel takes it from a
 //! process that dies.
 
@@ -22,7 +22,15 @@ pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/lb";
 /// The pin that is made last and removed first: an instance that has it is whole.
 pub const CONFIG: &str = "config";
 
+/// Where an upgrade pins the new programs' `config` until they are in place.
+pub const CONFIG_NEXT: &str = "config-next";
+
+/// The groups that instances are of: the folders of the root that are lb's.
+const GROUPS: [&str; 1] = ["lb"];
+
 const LINK_PREFIX: &str = "link-";
+
+const MAP_PREFIX: &str = "map-";
 
 /// What went wrong with pins.
 #[derive(Debug, Error)]
@@ -151,7 +159,7 @@ impl Locked {
 impl Drop for Locked {
     /// Removes the folders that nothing is in: a root without instances is a trace.
     fn drop(&mut self) {
-        for group in folders(&self.root.0).unwrap_or_default() {
+        for group in GROUPS {
             let _ = fs::remove_dir(self.root.0.join(group));
         }
         let _ = fs::remove_dir(&self.root.0);
@@ -172,6 +180,11 @@ impl Instance {
     /// The path of the pin `name`.
     pub fn pin(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// The path for a map. By a prefix, so that a build that knows other maps can remove them.
+    pub fn map_pin(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{MAP_PREFIX}{name}"))
     }
 
     /// The path for the link to an interface. By index: a name may hold a dot, which bpffs refuses.
@@ -212,12 +225,15 @@ impl Instance {
         Ok(names)
     }
 
-    /// Detaches its links and removes them, its `maps` and its folder. What else is in the folder stays.
+    /// Detaches its links and removes them, its maps and its folder. What else is in the folder stays.
     ///
     /// # Errors
     ///
     /// [`PinError::Foreign`] where something else was there, after all that is lb's has gone.
-    pub fn remove(&self, maps: &[&str]) -> Result<(), PinError> {
+    pub fn remove(&self) -> Result<(), PinError> {
+        // First of all: whatever cuts this short, what is left is not whole, and the next one clears it away.
+        self.unpin(CONFIG)?;
+        self.unpin(CONFIG_NEXT)?;
         for path in self.links()? {
             match Link::open(&path) {
                 Ok(link) => link.detach().map_err(failed("detach", &path))?,
@@ -227,20 +243,25 @@ impl Instance {
             }
             fs::remove_file(&path).map_err(failed("remove", &path))?;
         }
-        for name in [CONFIG].iter().chain(maps) {
-            let path = self.pin(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // A folder with a map's name is somebody else's.
-                Err(error) if error.raw_os_error() == Some(libc::EISDIR) => {}
-                result => result.map_err(failed("remove", &path))?,
-            }
+        for name in self.entries()?.iter().filter(|name| name.starts_with(MAP_PREFIX)) {
+            self.unpin(name)?;
         }
         let left = self.entries()?;
         if !left.is_empty() {
             return Err(PinError::Foreign { path: self.path.clone(), entries: left.join(", ") });
         }
         fs::remove_dir(&self.path).map_err(failed("remove", &self.path))
+    }
+
+    /// Removes a map's pin, if there is one.
+    fn unpin(&self, name: &str) -> Result<(), PinError> {
+        let path = self.pin(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // A folder with a map's name is somebody else's.
+            Err(error) if error.raw_os_error() == Some(libc::EISDIR) => Ok(()),
+            result => result.map_err(failed("remove", &path)),
+        }
     }
 }
 

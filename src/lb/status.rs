@@ -18,7 +18,7 @@ pub enum State {
     Attached,
     /// Attached, but some interface is gone, or has lost its program.
     Degraded,
-    /// Its attach was cut short, or its pins make no sense.
+    /// Its attach or detach was cut short, or its pins make no sense.
     Broken,
 }
 
@@ -55,7 +55,7 @@ pub struct Shown {
     pub max_sessions: u32,
     pub idle_timeout_s: u32,
     /// Starts a second.
-    pub start_rate: u64,
+    pub start_rate: u32,
     pub established: u64,
 }
 
@@ -92,7 +92,7 @@ fn one(instance: &Instance) -> Status {
     };
     if !instance.is_whole() {
         return broken(format!(
-            "its attach was cut short; `lb detach --name {}` clears it away",
+            "its attach or detach was cut short; `lb detach --name {}` clears it away",
             instance.name
         ));
     }
@@ -143,7 +143,7 @@ fn shown(maps: &Maps, config: &types::rodata) -> Result<Shown, TableError> {
         vips: lb.vips.iter().take(lb.vip_count as usize).map(|vip| (*vip).into()).collect(),
         max_sessions: config.session_config.established_max,
         idle_timeout_s: config.session_config.established_timeout,
-        start_rate: 1_000_000_000 / lb.start_interval.max(1),
+        start_rate: lb.start_rate,
         established: totals.established,
     })
 }

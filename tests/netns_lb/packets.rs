@@ -11,18 +11,19 @@ use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv, send, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv, send, socket,
 };
-use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::common::namespace::Namespace;
 use crate::common::packet::{Ike, esp_bytes};
-use crate::lab::{Family, Network, PATIENCE};
+use crate::lab::{Family, Network, PATIENCE, eventually};
 use lb::kernel::interface::Interface;
 
 /// How long to look for packets that should not come.
-pub const SILENCE: Duration = Duration::from_millis(100);
+pub const SILENCE: Duration = Duration::from_millis(30);
+
+/// How long to wait where there is nothing yet.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The port of IKE, and the one of IKE and ESP where a NAT may be in the way.
 pub const IKE: u16 = 500;
@@ -32,7 +33,7 @@ pub const NAT: u16 = 4500;
 #[track_caller]
 pub fn udp(namespace: &Namespace, address: IpAddr, port: u16) -> UdpSocket {
     let socket = namespace.within(|| UdpSocket::bind((address, port))).expect("the address is there");
-    socket.set_read_timeout(Some(SILENCE)).expect("a socket takes a timeout");
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a socket takes a timeout");
     socket
 }
 
@@ -42,7 +43,12 @@ pub struct Servers(pub Vec<UdpSocket>);
 impl Servers {
     #[track_caller]
     pub fn new(network: &Network, family: Family, port: u16) -> Self {
-        Self(network.backends.iter().map(|backend| udp(backend, family.vip(), port)).collect())
+        let open = |backend| {
+            let socket = udp(backend, family.vip(), port);
+            socket.set_nonblocking(true).expect("a socket can be asked without waiting");
+            socket
+        };
+        Self(network.backends.iter().map(open).collect())
     }
 
     /// Which backend gets `payload`, and who sent it. No other backend may get it, nor any of them twice.
@@ -51,15 +57,18 @@ impl Servers {
         let mut found = Vec::new();
         let mut buffer = [0; 8192];
         let start = Instant::now();
-        while found.is_empty() {
+        let mut last = start;
+        while found.is_empty() || last.elapsed() < SILENCE {
             assert!(start.elapsed() < PATIENCE, "no backend gets the datagram");
             for (index, socket) in self.0.iter().enumerate() {
                 while let Ok((length, from)) = socket.recv_from(&mut buffer) {
                     if buffer[..length] == *payload {
                         found.push((index, from));
+                        last = Instant::now();
                     }
                 }
             }
+            thread::sleep(PAUSE);
         }
         assert_eq!(found.len(), 1, "one backend gets it, and once");
         found[0]
@@ -90,7 +99,6 @@ impl Tap {
                 .find(|address| address.family() == Some(AddressFamily::Packet))
                 .expect("eth1 is there");
             bind(tap.as_raw_fd(), &address)?;
-            setsockopt(&tap, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;
             Ok(tap)
         };
         let socket = namespace.within(open).expect("root may open raw sockets");
@@ -104,30 +112,21 @@ impl Tap {
         send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).expect("a frame can be sent");
     }
 
-    /// The next frame that comes, if one does soon.
-    fn next(&self) -> Option<Vec<u8>> {
+    /// The frames that have come since the last call.
+    pub fn frames(&self) -> Vec<Vec<u8>> {
         let mut buffer = [0; 8192];
-        let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
-        Some(buffer[..length].to_vec()).filter(|frame| frame.get(6..12) != Some(&self.mac))
-    }
-
-    /// The frames that have come since the last call, and those that come within a time from now on.
-    pub fn frames(&self, time: Duration) -> Vec<Vec<u8>> {
-        let start = Instant::now();
-        let mut found = Vec::new();
-        while start.elapsed() < time {
-            found.extend(self.next());
-        }
-        found
+        let mut next = || {
+            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).ok()?;
+            Some(buffer[..length].to_vec())
+        };
+        std::iter::from_fn(&mut next).filter(|frame| frame.get(6..12) != Some(&self.mac)).collect()
     }
 
     /// Waits for a frame that `wanted` is true of.
     #[track_caller]
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) {
-        let start = Instant::now();
-        while !self.next().is_some_and(|frame| wanted(&frame)) {
-            assert!(start.elapsed() < PATIENCE, "{what} is not seen");
-        }
+        let seen = || self.frames().iter().any(|frame| wanted(frame));
+        assert!(eventually(PATIENCE, seen), "{what} is not seen");
     }
 }
 
@@ -140,19 +139,20 @@ impl Taps {
         Self(network.backends.iter().map(Tap::new).collect())
     }
 
-    /// How many frames, from now on and since the last call, each backend sees that `wanted` is true of. Waits until
-    /// there are as many as `expected` in all, and a little longer for those that should not be.
+    /// How many frames each backend sees that `wanted` is true of. Waits until there are as many as `expected` in all, and
+    /// a little longer for those that should not be.
     pub fn count(&self, expected: usize, wanted: impl Fn(&[u8]) -> bool) -> Vec<usize> {
         let mut counts = vec![0; self.0.len()];
         let start = Instant::now();
         let mut complete = None;
         while start.elapsed() < PATIENCE && complete.is_none_or(|since: Instant| since.elapsed() < SILENCE) {
             for (count, tap) in counts.iter_mut().zip(&self.0) {
-                *count += tap.frames(Duration::from_millis(1)).iter().filter(|frame| wanted(frame)).count();
+                *count += tap.frames().iter().filter(|frame| wanted(frame)).count();
             }
             if counts.iter().sum::<usize>() >= expected {
                 complete.get_or_insert_with(Instant::now);
             }
+            thread::sleep(PAUSE);
         }
         counts
     }
@@ -184,7 +184,9 @@ impl Echo {
                 }
             })
         };
-        let threads = Servers::new(network, family, NAT).0.into_iter().map(answer).collect();
+        let sockets: Vec<UdpSocket> =
+            network.backends.iter().map(|backend| udp(backend, family.vip(), NAT)).collect();
+        let threads = sockets.into_iter().map(answer).collect();
         Self { stop, threads }
     }
 }

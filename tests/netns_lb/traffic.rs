@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::common::namespace::Namespace;
 use crate::common::packet::{self, Ike};
 use crate::lab::{BACKENDS, Family, Network, PATIENCE, batch, eventually};
-use crate::packets::{IKE, NAT, SILENCE, Servers, Tap, Taps, contains, ike_bytes, udp};
+use crate::packets::{IKE, NAT, Servers, Tap, Taps, contains, ike_bytes, udp};
 use lb::kernel::interface::Interface;
 use lb::kernel::neighbour;
 
@@ -382,7 +382,7 @@ fn answers_go_to_the_interface_that_the_client_is_behind(mode: &str) {
                 Family::V4 => seen[12..14] == [8, 0] && seen[23] == 1 && seen[34] == 0,
                 Family::V6 => seen[12..14] == [0x86, 0xdd] && seen[20] == 58 && seen[54] == 129,
             };
-            tap.frames(SILENCE).iter().filter(|seen| is_answer(seen)).count()
+            tap.frames().iter().filter(|seen| is_answer(seen)).count()
         };
         assert_eq!(network.ping(family, 1, "-c 3 -i 0.02"), 3);
         assert_eq!((answers(&tap), answers(&second_tap)), (3, 0));
@@ -395,9 +395,8 @@ fn answers_go_to_the_interface_that_the_client_is_behind(mode: &str) {
     // A client that is seen behind the other interface is answered there.
     let client = Family::V4.client(1);
     let back = |spi| answer(0, packet::esp_back(client, spi));
-    let seen = |tap: &Tap, frame: &[u8]| {
-        tap.frames(SILENCE).iter().filter(|seen| contains(seen, &frame[14..])).count()
-    };
+    let seen =
+        |tap: &Tap, frame: &[u8]| tap.frames().iter().filter(|seen| contains(seen, &frame[14..])).count();
     taps.0[0].send(&back(0x4000));
     tap.wait_for("the answer", |seen| contains(seen, &back(0x4000)[14..]));
     second_tap.send(&packet::esp(client, 0x4001));
