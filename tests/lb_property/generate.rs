@@ -59,6 +59,8 @@ pub struct PacketPlan {
     pub content: Plan,
     /// To an address that is not the VIP.
     pub elsewhere: bool,
+    /// The message ends early, and all lengths agree that it does.
+    pub short: Option<Short>,
     pub fragment: Option<FragmentPlan>,
     pub wrapping: Wrapping,
 }
@@ -135,6 +137,15 @@ pub enum Station {
     Gateway,
 }
 
+/// How many bytes are left of a message.
+#[derive(Clone, Copy, Debug)]
+pub enum Short {
+    /// Behind the UDP header, or the IP header where there is no UDP.
+    Message(u8),
+    /// Behind the IP header.
+    Packet(u8),
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct FragmentPlan {
     id: u8,
@@ -196,6 +207,7 @@ impl Step {
     pub fn is_of_tunnel(&self) -> bool {
         let sound = self.damage.is_empty()
             && !self.packet.elsewhere
+            && self.packet.short.is_none()
             && self.packet.wrapping.tags.len() <= 2
             && self.packet.wrapping.extensions.len() <= 7;
         let tunnel = match self.packet.content {
@@ -278,6 +290,10 @@ impl PacketPlan {
     fn payload(&self, run: u16, source: IpAddr, destination: IpAddr, to_client: bool) -> (u8, Vec<u8>) {
         let v6 = source.is_ipv6();
         let udp = |port: u16, payload: &[u8]| {
+            let payload = match self.short {
+                Some(Short::Message(left)) => &payload[..payload.len().min(left.into())],
+                _ => payload,
+            };
             let other = if port == 500 { 500 } else { 40000 };
             let ports = if to_client { (port, other) } else { (other, port) };
             (17, udp(source, destination, ports, payload))
@@ -287,7 +303,7 @@ impl PacketPlan {
             let protocol = if v6 { 58 } else { 1 };
             (protocol, [&[kind, 0, 0, 0, 0, 1, 0, 1], rest].concat())
         };
-        match self.content {
+        let (protocol, mut payload) = match self.content {
             Plan::Ike { nat, sa, responder, kind } => {
                 let mut message = kind.message(run, self.client, sa, responder).bytes();
                 if let IkeKind::Notification = kind {
@@ -314,7 +330,13 @@ impl PacketPlan {
             Plan::OtherUdp { port } => udp(port, &[0x5a; 20]),
             Plan::OtherProtocol { number } => (number, vec![0x5a; 30]),
             Plan::Arp { .. } | Plan::OtherEthertype { .. } => unreachable!("no IP"),
+        };
+        match self.short {
+            Some(Short::Packet(left)) => payload.truncate(left.into()),
+            Some(Short::Message(left)) if protocol != 17 => payload.truncate(left.into()),
+            _ => {}
         }
+        (protocol, payload)
     }
 
     /// Appends an IP packet, or the planned fragment of it. Returns the length of its headers.
@@ -400,8 +422,9 @@ impl IkeKind {
     fn message(self, run: u16, client: u8, sa: u8, responder: Option<u8>) -> Ike {
         let initiator_spi =
             0x1000_0000_0000_0000 | u64::from(run) << 16 | u64::from(client) << 8 | u64::from(sa);
+        // The same for all SAs of a client: only both SPIs together name one.
         let responder_spi =
-            responder.map_or(0, |choice| initiator_spi ^ 0x3000_0000_0000_0000 ^ u64::from(choice) << 40);
+            responder.map_or(0, |choice| 0x2000_0000_0000_0000 | u64::from(client) << 8 | u64::from(choice));
         let message = Ike { responder_spi, ..Ike::init(initiator_spi) };
         match self {
             Self::Init => message,
@@ -477,7 +500,8 @@ fn router(run: u16, v6: bool) -> IpAddr {
 fn host(run: u16, number: u8, v6: bool) -> IpAddr {
     let [high, low] = run.to_be_bytes();
     if v6 {
-        Ipv6Addr::new(0x2001, 0xdb8, run, number.into(), 0, 0, 0, 1).into()
+        // All in one /64: a client is an address, not a network.
+        Ipv6Addr::new(0x2001, 0xdb8, run, 0, 0, 0, 0, number.into()).into()
     } else {
         Ipv4Addr::new(10, high, low, number).into()
     }
@@ -552,6 +576,7 @@ fn handshake() -> impl Strategy<Value = Vec<Step>> {
                     client,
                     content: Plan::Ike { nat, sa, responder, kind },
                     elsewhere: false,
+                    short: None,
                     fragment: None,
                     wrapping: Wrapping::default(),
                 },
@@ -606,14 +631,22 @@ fn packet_plan() -> impl Strategy<Value = PacketPlan> {
         1 => (0..4u8, select(vec![Part::First, Part::Middle, Part::Last, Part::Whole]))
             .prop_map(|(id, part)| Some(FragmentPlan { id, part })),
     ];
-    (0..CLIENTS, plan(), prop::bool::weighted(0.04), fragment, wrapping()).prop_map(
-        |(client, content, elsewhere, fragment, wrapping)| {
+    // Just too short, and just long enough.
+    let left =
+        || prop_oneof![0..50u8, select(vec![0u8, 1, 3, 4, 7, 8, 11, 12, 27, 28, 31, 32, 35, 36, 39, 40])];
+    let short = prop_oneof![
+        10 => Just(None),
+        1 => left().prop_map(|left| Some(Short::Message(left))),
+        1 => left().prop_map(|left| Some(Short::Packet(left))),
+    ];
+    (0..CLIENTS, plan(), prop::bool::weighted(0.04), short, fragment, wrapping()).prop_map(
+        |(client, content, elsewhere, short, fragment, wrapping)| {
             // ND and MLD are IPv6's.
             let client = match content {
                 Plan::Discovery { .. } => client % (CLIENTS / 2) + CLIENTS / 2,
                 _ => client,
             };
-            PacketPlan { client, content, elsewhere, fragment, wrapping }
+            PacketPlan { client, content, elsewhere, short, fragment, wrapping }
         },
     )
 }
@@ -626,7 +659,11 @@ fn plan() -> impl Strategy<Value = Plan> {
         1 => Just(IkeKind::AuthResponse),
         2 => Just(IkeKind::MainMode),
         1 => Just(IkeKind::Notification),
-        1 => (select(vec![0x10u8, 0x20, 0x21, 0x30, 0x00]), 30..40u8, select(vec![0u8, 0x08, 0x20, 0x28]))
+        1 => (
+            select(vec![0x10u8, 0x20, 0x21, 0x30, 0x00]),
+            select(vec![34u8, 34, 34, 33, 35, 36, 38]),
+            select(vec![0u8, 0x08, 0x20, 0x28]),
+        )
             .prop_map(|(version, exchange, flags)| IkeKind::Odd { version, exchange, flags }),
     ];
     let responder = prop_oneof![1 => Just(None), 1 => (0..2u8).prop_map(Some)];
