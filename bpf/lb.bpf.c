@@ -307,8 +307,10 @@ static __always_inline bool rates_allow(struct address source, __u32 bytes)
 /* The entry of the interface `ifindex`, or NULL. */
 static __always_inline struct lb_interface *interface_find(__u32 ifindex)
 {
+	__u32 first = (ifindex * LB_INTERFACE_FACTOR) >> LB_INTERFACE_SHIFT;
+
 	for (__u32 i = 0; i < LB_INTERFACE_PROBES; i++) {
-		__u32 slot = (ifindex + i) % LB_INTERFACES;
+		__u32 slot = (first + i) % LB_INTERFACES;
 		struct lb_interface *interface = bpf_map_lookup_elem(&interfaces, &slot);
 
 		if (!interface || !interface->ifindex)

@@ -6,10 +6,19 @@ use std::process;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+/// Prints a line, for commands that have something to undo when nobody reads on.
+///
+/// # Errors
+///
+/// What the system says; `BrokenPipe` where the reader has gone away.
+pub fn try_line(text: impl AsRef<str>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush())
+}
+
 /// Prints a line. A reader that has gone away, as `head` does, ends the command as done.
 pub fn line(text: impl AsRef<str>) {
-    let mut out = io::stdout().lock();
-    if let Err(error) = writeln!(out, "{}", text.as_ref()).and_then(|()| out.flush()) {
+    if let Err(error) = try_line(text) {
         if error.kind() == io::ErrorKind::BrokenPipe {
             process::exit(0);
         }

@@ -7,7 +7,6 @@
 //! `cargo bench` runs everything; `cargo bench -- --quick` fewer rounds.
 
 #[path = "../../tests/common/mod.rs"]
-#[allow(dead_code)]
 mod common;
 mod end_to_end;
 

@@ -32,15 +32,19 @@ static __always_inline bool address_equal(const struct address *a, const struct 
 }
 
 /*
- * 64 well-mixed bits of an address: a sum of products of its halves, then the finalizing round of
- * MurmurHash3. Balancers that must agree use the same `seed`; a table that a stranger must not be
- * able to fill on purpose uses a random one. Two multiplications in a row, as each costs a nanosecond.
+ * 64 well-mixed bits of an address. Balancers that must agree use the same `seed`; a table that a stranger must not be
+ * able to fill on purpose uses a random one. The first half is mixed with the seed before the second one comes in, so that who
+ * does not know the seed cannot choose two addresses whose differences cancel out. For IPv4 the first half is zero,
+ * and its mixing waits for nothing. The constants are those of MurmurHash3's finalizer.
  */
 static __always_inline __u64 address_hash(const struct address *address, __u64 seed)
 {
-	__u64 h =
-		(address->words[0] ^ seed) * 0xff51afd7ed558ccdULL + (address->words[1] + seed) * 0x9e3779b97f4a7c15ULL;
+	__u64 h = (address->words[0] ^ seed) * 0x9e3779b97f4a7c15ULL;
 
+	h ^= h >> 32;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= h >> 32;
+	h += address->words[1];
 	h ^= h >> 32;
 	h *= 0xc4ceb9fe1a85ec53ULL;
 	h ^= h >> 32;

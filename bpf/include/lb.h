@@ -18,6 +18,9 @@ enum lb_limits {
 	/* Over twice the interfaces there can be, so that a search is short. */
 	LB_INTERFACES = 2048,
 	LB_INTERFACE_PROBES = 16,
+	/* The search for an ifindex begins at the upper bits of its product with this (Knuth's multiplicative hash). */
+	LB_INTERFACE_FACTOR = 0x9e3779b1,
+	LB_INTERFACE_SHIFT = 21, /* leaves 11 bits of 32, as many as LB_INTERFACES asks for */
 	LB_VIPS_MAX = 16,
 	/* A prime, as Maglev wants it, more than a hundred times the backends (Eisenbud et al., NSDI 2016, section 3.4). */
 	LB_HASH_SLOTS = 65537,
@@ -131,6 +134,7 @@ struct lb_config {
 	enum lb_other other;
 	enum lb_return_path return_path;
 	__u32 ingress_count;
+	__u32 start_rate;      /* new sessions a second, which the intervals below were made from */
 	__u32 vip_count;       /* 0: every destination is a VIP */
 	__u64 start_interval;  /* ns between two new sessions, over all sources */
 	__u64 source_interval; /* ns between two new sessions of one source */

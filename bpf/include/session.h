@@ -17,11 +17,16 @@
  *   - `meta` is read and replaced as one word. It says what the slot is and where its client goes.
  *   - A slot gets a new client in the order: meta = BUSY, client, meta = EMBRYONIC. A reader
  *     takes meta, compares the client, and takes meta once more: equal words mean that no change came between.
- *   - Only the holder of the bucket's lock makes a slot BUSY. Two CPUs with a client's first packets
+ *   - Of a session in use, anyone may store the time and the ingress by themselves. Such a store may come late, and hit
+ *     the next client's session, whose time it then is too, and whose ingress its next packet mends.
+ *   - Only the holder of the bucket's lock makes a slot BUSY, and ends that, whatever meta has become. Two CPUs with a client's first packets
  *     agree that way: the second one finds what the first one has put there.
  *   - Anyone may move a slot from EMBRYONIC to ESTABLISHED, or from either to FREE, by compare-and-swap on meta;
  *     user space does the latter, and so needs no lock that would stay locked when it is killed.
  *   - A slot that has been in use never becomes EMPTY again, so a search may end at an EMPTY one.
+ *
+ * On a machine that reorders loads, aarch64, a packet that meets a slot in the very moment in which it
+ * changes hands may go where the former client's did. It is one packet of an unproven client.
  */
 #pragma once
 
@@ -130,6 +135,15 @@ static __always_inline bool session_swap(struct session *session, struct session
 	__u64 wanted = (union session_word){.meta = new}.word;
 
 	return __sync_val_compare_and_swap((__u64 *)&session->meta, expected, wanted) == expected;
+}
+
+/*
+ * Ends a slot's time as BUSY. Whatever meta has become meanwhile is overwritten: a reader of the slot's former client may
+ * have stored a time or an interface after its session had gone.
+ */
+static __always_inline void session_publish(struct session *session, struct session_meta meta)
+{
+	__sync_lock_test_and_set((__u64 *)&session->meta, (union session_word){.meta = meta}.word);
 }
 
 static __always_inline bool session_in_use(struct session_meta meta)
@@ -250,15 +264,21 @@ static __always_inline void session_sweep(struct session_totals *totals, __u32 n
 	}
 }
 
+/* Signed: a session may be ended by hand between its change of state and its being counted. */
+static __always_inline __s64 session_established(const struct session_totals *totals)
+{
+	return READ_ONCE(totals->established);
+}
+
 /* Whether no further start is to get a session. Not inlined for the verifier's sake, as session_insert(). */
 __noinline bool session_table_full(__u32 now)
 {
 	struct session_totals *totals = session_totals_get();
 
-	if (!totals || READ_ONCE(totals->established) < session_config.established_max)
+	if (!totals || session_established(totals) < session_config.established_max)
 		return false;
 	session_sweep(totals, now);
-	return READ_ONCE(totals->established) >= session_config.established_max;
+	return session_established(totals) >= session_config.established_max;
 }
 
 /*
@@ -336,7 +356,7 @@ static __always_inline __u32 session_insert_locked(struct session_bucket *bucket
 		session->initiator_spi = initiator_spi;
 		session->responder_spi = 0;
 		session->created = now;
-		session_swap(session, busy, fresh);
+		session_publish(session, fresh);
 		return victim;
 	}
 	return SESSION_NO_SLOT;

@@ -1,5 +1,6 @@
 //! The balancer's commands.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -144,12 +145,12 @@ pub enum SessionCommand {
         /// The client's address
         address: IpAddr,
     },
-    /// End the sessions of one client; its next start may go elsewhere
+    /// End the sessions of one client: its tunnel's packets go by hash from then on, and its next start may go elsewhere
     Del {
         /// The client's address
         address: IpAddr,
     },
-    /// End all sessions
+    /// End all sessions: the packets of every tunnel go by hash from then on, until its client starts anew
     Flush,
 }
 
@@ -306,27 +307,51 @@ fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
     Ok(stopped)
 }
 
-/// Prints a line of totals each second until a signal comes or somebody else detaches, then detaches.
+/// Prints a line of totals each second until a signal comes, then detaches; so also when the lines find no reader
+/// any more. Ends too when somebody else has detached.
 fn foreground(global: &Global, instance: &Instance, stopped: &mpsc::Receiver<()>) -> Result<(), Failure> {
     let maps = Maps::open(instance)?;
-    let mut before = (Instant::now(), stats::read_verdicts(&maps)?);
-    while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
-        if !instance.is_whole() {
-            global.done(&format!("{} was detached by another command", instance.name));
-            return Ok(());
-        }
-        let after = (Instant::now(), stats::read_verdicts(&maps)?);
-        let seconds = (after.0 - before.0).as_secs_f64();
-        print_totals(global, &before.1, &after.1, seconds, Sessions::open(&maps)?.established());
-        before = after;
+    let watched = watch(global, instance, &maps, stopped);
+    if !maps.are_of(instance) {
+        global.done(&format!("{} was detached by another command", instance.name));
+        return watched;
     }
     attach::detach(&global.root(), &instance.name)?;
-    global.done(&format!("detached {}", instance.name));
+    if watched.is_ok() {
+        global.done(&format!("detached {}", instance.name));
+    }
+    match watched {
+        Err(error) if error.downcast_ref().is_some_and(is_broken_pipe) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_broken_pipe(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
+fn watch(
+    global: &Global,
+    instance: &Instance,
+    maps: &Maps,
+    stopped: &mpsc::Receiver<()>,
+) -> Result<(), Failure> {
+    let mut before = (Instant::now(), stats::read_verdicts(maps)?);
+    while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
+        if !maps.are_of(instance) {
+            break;
+        }
+        let after = (Instant::now(), stats::read_verdicts(maps)?);
+        let seconds = (after.0 - before.0).as_secs_f64();
+        let established = maps.session_totals.get(&0)?.unwrap_or_default().established;
+        output::try_line(totals(global, &before.1, &after.1, seconds, established))?;
+        before = after;
+    }
     Ok(())
 }
 
 /// The counter line: what went each way, in all and in the last second.
-fn print_totals(global: &Global, before: &[Count], after: &[Count], seconds: f64, established: u64) {
+fn totals(global: &Global, before: &[Count], after: &[Count], seconds: f64, established: u64) -> String {
     let sum = |counts: &[Count], wanted: &dyn Fn(lb_verdict) -> bool| -> Count {
         VERDICTS
             .iter()
@@ -359,18 +384,19 @@ fn print_totals(global: &Global, before: &[Count], after: &[Count], seconds: f64
                 "packets_per_s": rate.packets_per_s, "bytes_per_s": rate.bytes_per_s,
             })
         };
-        output::json(&json!({
+        json!({
             "forwarded": value(forwarded), "returned": value(returned), "dropped": value(dropped),
             "established": established,
-        }));
+        })
+        .to_string()
     } else {
         let text = |(total, rate): (Count, Rate)| format!("{} ({:.0}/s)", total.packets, rate.packets_per_s);
-        output::line(format!(
+        format!(
             "forwarded {}  returned {}  dropped {}  established {established}",
             text(forwarded),
             text(returned),
             text(dropped)
-        ));
+        )
     }
 }
 
@@ -452,7 +478,7 @@ impl StatsArgs {
         for _ in 0..self.count.unwrap_or(u64::MAX) {
             due += interval;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            if !instance.is_whole() {
+            if !maps.are_of(&instance) {
                 return Err(format!("{name} has been detached meanwhile").into());
             }
             let after = (Instant::now(), Stats::read(&maps)?);

@@ -87,6 +87,28 @@ impl Interface {
         Ok(self.link()?.header.flags.contains(LinkFlags::Up))
     }
 
+    /// Whether it takes frames for every MAC because somebody asked it to.
+    ///
+    /// # Errors
+    ///
+    /// `Kernel`.
+    pub fn is_promiscuous(&self) -> Result<bool, InterfaceError> {
+        Ok(self.link()?.header.flags.contains(LinkFlags::Promisc))
+    }
+
+    /// Whether it is a network card, real or emulated, which may filter frames by MAC: its driver says which bus it
+    /// is on. What exists in the kernel alone says nothing, or a name that is no place on a bus.
+    pub fn is_card(&self) -> bool {
+        let mut answer = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };
+        // SAFETY: `DriverInfo` is what ETHTOOL_GDRVINFO fills in.
+        if unsafe { ethtool(&self.name, &mut answer) }.is_err() {
+            return false;
+        }
+        // Behind the versions of driver and firmware, 32 bytes each (include/uapi/linux/ethtool.h).
+        let bus = text(&answer.rest[64..96]);
+        !["", "N/A", "tun", "tap"].contains(&bus.as_str())
+    }
+
     /// Its driver's name, such as `veth` or `virtio_net`; `None` where the driver does not say.
     pub fn driver(&self) -> Option<String> {
         let mut answer = DriverInfo { command: ETHTOOL_GDRVINFO, driver: [0; 32], rest: [0; 160] };

@@ -67,7 +67,7 @@ impl fmt::Display for Mode {
 #[derive(Debug, Error)]
 pub enum XdpError {
     #[error(
-        "cannot attach to {interface}: XDP program {program} is there already; `bpftool prog show id {program}` tells what it is, `ip link set dev {interface} xdp off` or its owner removes it"
+        "cannot attach to {interface}: XDP program {program} is there already; `lb status` says whether it is lb's, and `lb detach` removes that; `bpftool link show` names the link of another's, `bpftool link detach id LINK` removes it; one without a link goes by `ip link set dev {interface} xdp off`"
     )]
     Occupied { interface: String, program: String },
     #[error(

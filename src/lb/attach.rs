@@ -13,9 +13,7 @@ use macaddr::MacAddr6;
 use thiserror::Error;
 
 use super::backend::{self, DEFAULT_WEIGHT, NewBackend};
-use super::datapath::{
-    BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, REMOVED_PINS, Settings, copy_text, text,
-};
+use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, Settings, copy_text, text};
 use super::skeleton::types;
 use super::{GROUP, interfaces};
 use crate::iflist::Listed;
@@ -75,7 +73,9 @@ pub enum AttachError {
     Offload(String),
     #[error("{given} {what} interfaces are more than the {most} there can be")]
     TooMany { what: &'static str, given: usize, most: usize },
-    #[error("the MAC {mac} was given to {first} and to {second}; each backend has its own")]
+    #[error(
+        "{first} and {second} have a backend of one MAC, {mac}, and nothing could tell them apart; give each its own as NAME=MAC"
+    )]
     SharedMac { mac: String, first: String, second: String },
     #[error(
         "an instance named {name} is attached already; `lb attach --replace` upgrades it in place, `lb detach --name {name}` removes it, --name gives this one another name"
@@ -122,17 +122,7 @@ pub fn validate(request: &Request) -> Result<(), AttachError> {
             return Err(AttachError::TooMany { what, given: list.len(), most });
         }
     }
-    for (position, listed) in request.egress.iter().enumerate() {
-        let Some(mac) = listed.mac else { continue };
-        if let Some(other) = request.egress[..position].iter().find(|other| other.mac == Some(mac)) {
-            return Err(AttachError::SharedMac {
-                mac: mac.to_string(),
-                first: other.name.clone(),
-                second: listed.name.clone(),
-            });
-        }
-    }
-    Ok(())
+    check_macs(request.egress.iter().map(|listed| (listed.name.clone(), listed.mac)))
 }
 
 /// An interface and what it is to be.
@@ -166,23 +156,61 @@ fn attach_here(root: &Root, request: &Request) -> Result<Attached, AttachError> 
             let warnings = replace(&instance, request, &ports)?;
             return Ok(Attached { replaced: true, warnings });
         }
-        instance.remove(&REMOVED_PINS)?;
+        instance.remove()?;
     }
 
     let mut warnings = resolve(&request.settings.vips, &mut ports);
-    let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
-    warnings.extend(interface::veth_warnings(&interfaces, request.mode));
+    warnings.extend(interface_warnings(&ports, request.mode));
+    let egress = ports.iter().filter(|port| port.is_egress());
+    check_macs(egress.map(|port| (port.interface.name.clone(), port.mac)))?;
 
     let mut datapath = Datapath::load(&request.settings)?;
     fill(&datapath.maps, &ports, request.mode)?;
     let links = link(&datapath, &ports, request.mode)?;
     if let Err(error) = pin(&instance, &mut datapath, &links) {
         // The links that have a pin would stay.
-        let _ = instance.remove(&REMOVED_PINS);
+        let _ = instance.remove();
         return Err(error);
     }
     drop(lock);
     Ok(Attached { replaced: false, warnings })
+}
+
+/// What stands in the way of frames at these interfaces.
+fn interface_warnings(ports: &[Port], mode: Mode) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for Port { interface, .. } in ports {
+        let name = &interface.name;
+        if !interface.is_up().unwrap_or(true) {
+            warnings.push(format!("{name} is down: no frame passes it; mend: ip link set dev {name} up"));
+        }
+        // Frames keep the MAC of the far side: a backend's on the way there, a client router's on the way back.
+        if interface.is_card() && !interface.is_promiscuous().unwrap_or(true) {
+            warnings.push(format!(
+                "{name} is not promiscuous: a card drops frames that are not for its own MAC, as all here are; mend: ip link set dev {name} promisc on"
+            ));
+        }
+    }
+    let interfaces: Vec<Interface> = ports.iter().map(|port| port.interface.clone()).collect();
+    warnings.extend(interface::veth_warnings(&interfaces, mode));
+    warnings
+}
+
+/// Refuses two backends of one MAC, which nothing could tell apart.
+fn check_macs(backends: impl Iterator<Item = (String, Option<MacAddr6>)>) -> Result<(), AttachError> {
+    let mut seen: Vec<(String, MacAddr6)> = Vec::new();
+    for (name, mac) in backends {
+        let Some(mac) = mac else { continue };
+        if let Some((first, _)) = seen.iter().find(|(_, other)| *other == mac) {
+            return Err(AttachError::SharedMac {
+                mac: mac.to_string().to_lowercase(),
+                first: first.clone(),
+                second: name,
+            });
+        }
+        seen.push((name, mac));
+    }
+    Ok(())
 }
 
 fn find_ports(request: &Request) -> Result<Vec<Port>, AttachError> {
@@ -303,6 +331,10 @@ fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec
         })
         .collect::<Result<Vec<Link>, AttachError>>()?;
 
+    let given = |dev: &str| ports.iter().find(|port| port.is_egress() && port.interface.name == dev)?.mac;
+    let backends = backend::list(&maps)?;
+    check_macs(backends.iter().map(|known| (known.name.clone(), given(&known.dev).or(known.mac))))?;
+
     let mut datapath = Datapath::load_upgrade(&request.settings, instance)?;
     for port in ports.iter().filter(|port| port.is_egress()) {
         let Some(mac) = port.mac else { continue };
@@ -315,7 +347,16 @@ fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec
             .map_err(|source| AttachError::Replace { interface: port.interface.name.clone(), source })?;
     }
     datapath.pin_config(instance)?;
-    Ok(Vec::new())
+
+    let mut warnings = interface_warnings(ports, request.mode);
+    // The programs that are there take every answer, so nobody can be asked now.
+    for known in backend::list(&datapath.maps)?.iter().filter(|known| known.mac.is_none()) {
+        warnings.push(format!(
+            "no MAC is known behind {0}: it gets no packets until it sends a frame; mend: {0}=MAC says it",
+            known.dev
+        ));
+    }
+    Ok(warnings)
 }
 
 /// An interface and what it is to be, as an error names it.
@@ -413,7 +454,7 @@ fn remove(instance: &Instance) -> Result<(), DetachError> {
             ifindexes.push(info.ifindex);
         }
     }
-    instance.remove(&REMOVED_PINS)?;
+    instance.remove()?;
     // The kernel is asked, not trusted. Interfaces of other namespaces cannot be asked from here, and need not
     // be: their links were detached by the call that says so.
     for ifindex in ifindexes {

@@ -91,8 +91,10 @@ pub fn set_mac(maps: &Maps, index: u32, mac: MacAddr6) -> Result<(), TableError>
         ..Default::default()
     };
     maps.backends.set(&index, &entry)?;
-    if old.state == types::lb_backend_state::LB_ACTIVE && old.mac != entry.station.mac {
-        maps.backend_macs.delete(&mac_key(old.mac))?;
+    let old_key = mac_key(old.mac);
+    // Where two backends change their MACs, the old one of the second is the first one's by now.
+    if old.mac != entry.station.mac && maps.backend_macs.get(&old_key)? == Some(index) {
+        maps.backend_macs.delete(&old_key)?;
     }
     maps.backend_macs.set(&mac_key(entry.station.mac), &index)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -167,20 +167,6 @@ pub const MAPS: [&str; 16] = [
     "verdicts",
 ];
 
-/// All that detaching removes: the maps, and what an upgrade that was cut short may have left.
-pub const REMOVED_PINS: [&str; 17] = {
-    let mut all = [CONFIG_NEXT; 17];
-    let mut i = 0;
-    while i < MAPS.len() {
-        all[i] = MAPS[i];
-        i += 1;
-    }
-    all
-};
-
-/// Where an upgrade pins the read-only data of the new programs until they are in place.
-const CONFIG_NEXT: &str = "config-next";
-
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The maps that user space reads or writes, the same for a loaded and for a pinned instance.
@@ -233,14 +219,25 @@ impl Maps {
     pub fn open(instance: &Instance) -> Result<Self, DatapathError> {
         let corrupt =
             |source| PinError::Corrupt { path: instance.path.clone(), name: instance.name.clone(), source };
-        let open = |name: &str| {
-            MapHandle::from_pinned_path(instance.pin(name)).map_err(|error| corrupt(error.into()))
-        };
-        check_layout(instance, &open(pins::CONFIG)?)?;
-        Self::gather(|name| Ok(open(name)?)).map_err(|error| match error {
+        let open = |path: PathBuf| MapHandle::from_pinned_path(path).map_err(|error| corrupt(error.into()));
+        let config = instance.pin(pins::CONFIG);
+        check_layout(instance, &open(config.clone())?)?;
+        Self::gather(|name| {
+            Ok(open(if name == pins::CONFIG { config.clone() } else { instance.map_pin(name) })?)
+        })
+        .map_err(|error| match error {
             DatapathError::Table(error) => corrupt(error.into()).into(),
             other => other,
         })
+    }
+
+    /// Whether these are the maps that `instance` has now: it may have been detached since they were opened, and
+    /// another one attached by its name. An upgrade in place keeps them.
+    pub fn are_of(&self, instance: &Instance) -> bool {
+        let id = |map: &MapHandle| map.info().map(|info| info.info.id);
+        let pinned = MapHandle::from_pinned_path(instance.map_pin("sessions")).and_then(|map| id(&map));
+        instance.is_whole()
+            && pinned.is_ok_and(|pinned| id(self.sessions.handle()).is_ok_and(|own| own == pinned))
     }
 
     /// The programs' read-only data.
@@ -365,7 +362,7 @@ impl Datapath {
     pub fn pin_maps(&mut self, instance: &Instance) -> Result<(), DatapathError> {
         for (name, handle) in self.handles.iter_mut().filter(|(name, _)| *name != pins::CONFIG) {
             handle
-                .pin(instance.pin(name))
+                .pin(instance.map_pin(name))
                 .map_err(|source| DatapathError::Handle { what: format!("pin {name}"), source })?;
         }
         Ok(())
@@ -378,7 +375,7 @@ impl Datapath {
     /// What the kernel says.
     pub fn pin_config(&mut self, instance: &Instance) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Handle { what: "pin config".into(), source };
-        let next = instance.pin(CONFIG_NEXT);
+        let next = instance.pin(pins::CONFIG_NEXT);
         // An upgrade that was cut short may have left its own.
         match std::fs::remove_file(&next) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error.into())),
@@ -415,6 +412,7 @@ fn configure(rodata: &mut types::rodata, settings: &Settings, buckets: u32) {
         ReturnPath::Direct => types::lb_return_path::LB_RETURN_DIRECT,
     };
     config.ingress_count = settings.ingress_count;
+    config.start_rate = settings.start_rate;
     config.start_interval = 1_000_000_000 / u64::from(settings.start_rate.max(1));
     config.source_interval = config.start_interval * SOURCE_SHARE;
     config.vip_count = settings.vips.len() as u32;
@@ -450,7 +448,7 @@ fn pin_name(map: &OsStr) -> Option<&'static str> {
 /// Puts the pinned map in the place of a new one. libbpf would take any number of entries for granted.
 fn reuse(instance: &Instance, name: &str, map: &mut OpenMapMut<'_>) -> Result<(), DatapathError> {
     let handle_error = |source| DatapathError::Handle { what: format!("map {name}"), source };
-    let pinned = MapHandle::from_pinned_path(instance.pin(name)).map_err(handle_error)?;
+    let pinned = MapHandle::from_pinned_path(instance.map_pin(name)).map_err(handle_error)?;
     if pinned.max_entries() != map.max_entries() {
         return Err(DatapathError::Size {
             name: instance.name.clone(),

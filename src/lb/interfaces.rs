@@ -7,16 +7,18 @@ use crate::kernel::table::TableError;
 
 const SLOTS: u32 = types::lb_limits::LB_INTERFACES.0;
 const PROBES: u32 = types::lb_limits::LB_INTERFACE_PROBES.0;
+const FACTOR: u32 = types::lb_limits::LB_INTERFACE_FACTOR.0;
+const SHIFT: u32 = types::lb_limits::LB_INTERFACE_SHIFT.0;
 
-/// Adds an interface. With the table over half empty, as the limits on interfaces keep it, there is a free entry within
-/// the datapath's search.
+/// Adds an interface. The limits on interfaces keep the table over two thirds empty, so that there is a free entry
+/// within the datapath's search.
 ///
 /// # Errors
 ///
-/// What the kernel says about the map.
+/// What the kernel says about the map; [`TableError::Full`] where the search was too short after all.
 pub fn insert(maps: &Maps, entry: types::lb_interface) -> Result<(), TableError> {
     for probe in 0..PROBES {
-        let slot = (entry.ifindex + probe) % SLOTS;
+        let slot = ((entry.ifindex.wrapping_mul(FACTOR) >> SHIFT) + probe) % SLOTS;
         let there = maps.interfaces.get(&slot)?.unwrap_or_default();
         if there.ifindex == 0 || there.ifindex == entry.ifindex {
             return maps.interfaces.set(&slot, &entry);
@@ -45,4 +47,25 @@ pub fn list(maps: &Maps) -> Result<Vec<types::lb_interface>, TableError> {
 /// The stable name of a role.
 pub fn role_name(role: types::lb_role) -> &'static str {
     if role == types::lb_role::LB_EGRESS { "egress" } else { "ingress" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As many as there can be, with consecutive numbers and with numbers that are far apart in equal steps.
+    #[test]
+    fn every_lawful_set_of_interfaces_fits() {
+        let most = types::lb_limits::LB_BACKENDS_MAX.0 + types::lb_limits::LB_INGRESS_MAX.0;
+        for step in [1, 2, 3, 5, 64, 1000, 1024, 2048, 4096, 65536] {
+            let mut taken = vec![false; SLOTS as usize];
+            for number in 0..most {
+                let ifindex = 2 + number.wrapping_mul(step);
+                let first = ifindex.wrapping_mul(FACTOR) >> SHIFT;
+                let free =
+                    (0..PROBES).map(|probe| ((first + probe) % SLOTS) as usize).find(|&slot| !taken[slot]);
+                taken[free.unwrap_or_else(|| panic!("no room for {ifindex}, step {step}"))] = true;
+            }
+        }
+    }
 }

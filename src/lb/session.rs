@@ -15,6 +15,7 @@ use crate::kernel::value::MapValue;
 
 const SESSION_WORDS: usize = size_of::<types::session>() / size_of::<u64>();
 const META_WORD: usize = offset_of!(types::session, meta) / size_of::<u64>();
+const CLIENT_WORD: usize = offset_of!(types::session, client) / size_of::<u64>();
 const ESTABLISHED_WORD: usize = offset_of!(types::session_totals, established) / size_of::<u64>();
 
 /// How far a session has come.
@@ -98,7 +99,10 @@ impl Sessions {
     fn remove_if(&self, condition: impl Fn(&Session) -> bool) -> usize {
         let now = now();
         self.slots()
-            .filter(|slot| self.read(slot, now).is_some_and(|session| condition(&session)) && self.free(slot))
+            .filter(|slot| {
+                let found = self.read(slot, now).filter(|session| condition(session));
+                found.is_some_and(|session| self.free(slot, session.client))
+            })
             .count()
     }
 
@@ -142,15 +146,20 @@ impl Sessions {
         })
     }
 
-    /// Takes the session out of its slot. False where it ended or changed by itself.
-    fn free(&self, slot: &[AtomicU64]) -> bool {
+    /// Takes the session of `client` out of its slot. False where it ended by itself.
+    fn free(&self, slot: &[AtomicU64], client: IpAddr) -> bool {
         let word = &slot[META_WORD];
+        // The slot may have changed hands since it was read.
+        let is_of_client = || {
+            let words = [0, 1].map(|i| slot[CLIENT_WORD + i].load(Ordering::Acquire));
+            IpAddr::from(types::address { words }) == client
+        };
         let freed = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
             let mut meta = meta_of(word);
             let in_use = meta.state == types::session_state::SESSION_EMBRYONIC
                 || meta.state == types::session_state::SESSION_ESTABLISHED;
             meta.state = types::session_state::SESSION_FREE;
-            in_use.then(|| word_of(meta))
+            (in_use && is_of_client()).then(|| word_of(meta))
         });
         if freed.is_ok_and(|old| meta_of(old).state == types::session_state::SESSION_ESTABLISHED) {
             self.totals.words()[ESTABLISHED_WORD].fetch_sub(1, Ordering::AcqRel);

@@ -27,7 +27,11 @@ pub const VERDICTS: [(lb_verdict, &str, &str); 10] = [
 pub const UNPLACED: [(lb_unplaced, &str, &str); 3] = [
     (lb_unplaced::LB_UNPLACED_SOURCE_RATE, "source_rate", "too many starts from one source"),
     (lb_unplaced::LB_UNPLACED_TOTAL_RATE, "total_rate", "too many starts in all (--start-rate)"),
-    (lb_unplaced::LB_UNPLACED_TABLE_FULL, "table_full", "no room for a session (--max-sessions)"),
+    (
+        lb_unplaced::LB_UNPLACED_TABLE_FULL,
+        "table_full",
+        "no room for a session (--max-sessions; rarely, its bucket)",
+    ),
 ];
 
 /// All counters of an instance at one moment.

@@ -55,7 +55,7 @@ pub struct Shown {
     pub max_sessions: u32,
     pub idle_timeout_s: u32,
     /// Starts a second.
-    pub start_rate: u64,
+    pub start_rate: u32,
     pub established: u64,
 }
 
@@ -143,7 +143,7 @@ fn shown(maps: &Maps, config: &types::rodata) -> Result<Shown, TableError> {
         vips: lb.vips.iter().take(lb.vip_count as usize).map(|vip| (*vip).into()).collect(),
         max_sessions: config.session_config.established_max,
         idle_timeout_s: config.session_config.established_timeout,
-        start_rate: 1_000_000_000 / lb.start_interval.max(1),
+        start_rate: lb.start_rate,
         established: totals.established,
     })
 }

@@ -431,9 +431,11 @@ fn slot(client: IpAddr) -> u32 {
         IpAddr::V6(v6) => v6.octets(),
     };
     let word = |at: usize| u64::from_le_bytes(octets[at..at + 8].try_into().unwrap());
-    let mut hash = (word(0) ^ PUBLIC_SEED)
-        .wrapping_mul(0xff51_afd7_ed55_8ccd)
-        .wrapping_add(word(8).wrapping_add(PUBLIC_SEED).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut hash = (word(0) ^ PUBLIC_SEED).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_add(word(8));
     hash ^= hash >> 32;
     hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^= hash >> 32;

@@ -616,9 +616,11 @@ fn await_uptime(seconds: u32) {
 /// Where among `count` slots a client's address hashes to: address_hash() and hash_to_range() of the datapath.
 fn slot(client: IpAddr, seed: u64, count: usize) -> usize {
     let words = types::address::from(client).words;
-    let mut hash = (words[0] ^ seed)
-        .wrapping_mul(0xff51_afd7_ed55_8ccd)
-        .wrapping_add(words[1].wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut hash = (words[0] ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 32;
+    hash = hash.wrapping_add(words[1]);
     hash ^= hash >> 32;
     hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^= hash >> 32;
