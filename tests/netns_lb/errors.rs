@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
@@ -188,7 +188,7 @@ fn root_a_program_that_is_there_stays_and_is_named() {
         };
         let there = format!("XDP program {} is there already", occupant.program);
         lab.attach(&format!("--ingress eth1 --egress eth2,eth3 --mode {wanted}"))
-            .failed(1, &[interface, &there, "bpftool prog show id"]);
+            .failed(1, &[interface, &there, "bpftool", "xdp off"]);
         lab.assert_xdp_on(&[interface]);
         let link = lab.balancer.ip(&["-details", "link", "show", interface]);
         assert!(link.contains(&format!("prog/xdp id {}", occupant.program)), "{link}");
@@ -373,6 +373,14 @@ fn root_a_pin_root_elsewhere_is_refused_with_the_command_that_mends_it() {
 
 // Pins that make no sense
 
+/// Where an instance has pinned a map.
+#[track_caller]
+fn map_pin(folder: &Path, map: &str) -> PathBuf {
+    let mut paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let found = paths.find(|path| path.to_string_lossy().rsplit(['/', '-']).next() == Some(map));
+    found.unwrap_or_else(|| panic!("no pin of {map} in {}", folder.display()))
+}
+
 /// A damage to the pins of an instance, and words of the error of what needs them.
 type Damage = (&'static str, fn(&Path), &'static [&'static str]);
 
@@ -381,32 +389,35 @@ fn root_a_damaged_instance_is_shown_and_cleared_away() {
     let damages: [Damage; 6] = [
         (
             "a map is gone",
-            |folder| fs::remove_file(folder.join("backends")).unwrap(),
+            |folder| fs::remove_file(map_pin(folder, "backends")).unwrap(),
             &["lb detach --name default"],
         ),
         (
             "a map has become a folder",
             |folder| {
-                fs::remove_file(folder.join("verdicts")).unwrap();
-                fs::create_dir(folder.join("verdicts")).unwrap();
+                let pin = map_pin(folder, "verdicts");
+                fs::remove_file(&pin).unwrap();
+                fs::create_dir(&pin).unwrap();
             },
             &["lb detach --name default"],
         ),
         (
             "a map is of somebody else",
             |folder| {
-                fs::remove_file(folder.join("verdicts")).unwrap();
-                pin_array(&folder.join("verdicts"), &[0; 8]);
+                let pin = map_pin(folder, "verdicts");
+                fs::remove_file(&pin).unwrap();
+                pin_array(&pin, &[0; 8]);
             },
             &["lb detach"],
         ),
         (
             "a map is a link",
             |folder| {
-                fs::remove_file(folder.join("ring")).unwrap();
+                let pin = map_pin(folder, "ring");
+                fs::remove_file(&pin).unwrap();
                 let mut links = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
                 let link = links.find(|path| path.to_string_lossy().contains("link-ingress")).unwrap();
-                fs::rename(link, folder.join("ring")).unwrap();
+                fs::rename(link, pin).unwrap();
             },
             &["lb detach --name default"],
         ),
@@ -446,7 +457,7 @@ fn root_a_damaged_instance_is_shown_and_cleared_away() {
         if damage == "a map has become a folder" {
             // It is not ours, and empty it is not either for all that lb knows.
             lab.lb("detach").failed(1, &["verdicts", "not lb's"]);
-            fs::remove_dir(lab.instance().join("verdicts")).unwrap();
+            fs::remove_dir(map_pin(&lab.instance(), "verdicts")).unwrap();
         }
         lab.lb("detach").done();
         lab.assert_no_trace();
