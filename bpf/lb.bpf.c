@@ -13,16 +13,15 @@
  * it goes by a consistent hash of the client's address, so that all of such a tunnel goes one way too.
  * Nothing of a tunnel is dropped while a backend is there.
  *
- * Each packet ends in one enum lb_verdict, counted once, in leave().
+ * Each packet ends in one enum lb_verdict, counted once, in leave() or refuse().
  */
-#include "lb.h"
-#include "common.h"
 #include "lb.h"
 
 /* The first of the read-only data in every version, for user space of another version to tell that it is another. */
 const volatile __u32 lb_layout = LB_LAYOUT;
 
 #include "clock.h"
+#include "common.h"
 #include "counters.h"
 #include "ipsec.h"
 #include "rate.h"
