@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -180,6 +180,52 @@ fn root_quiet_and_verbose_say_less_and_more() {
 }
 
 #[test]
+fn root_attach_and_detach_say_in_json_what_they_did() {
+    let lab = Lab::with_ports(3);
+    let attached = lab.attach(&format!("{PORTS} --json"));
+    let warned: Vec<String> = attached.stderr.lines().map(ToOwned::to_owned).collect();
+    let document = attached.json();
+    assert_keys(&document, &["name", "replaced", "warnings"]);
+    assert_eq!((&document["name"], &document["replaced"]), (&"default".into(), &false.into()));
+    let warnings = document["warnings"].as_array().unwrap();
+    let shown: Vec<String> =
+        warnings.iter().map(|text| format!("lb: warning: {}", text.as_str().unwrap())).collect();
+    assert_eq!(warned, shown);
+    assert_eq!(lab.attach(&format!("{PORTS} --replace --json")).json()["replaced"], true);
+    assert_eq!(lab.lb("detach --json").json(), Value::from(vec!["default"]));
+    lab.attach(PORTS).done();
+    assert_eq!(lab.lb("detach --all --json").json(), Value::from(vec!["default"]));
+}
+
+#[test]
+fn root_what_stands_in_the_way_of_packets_is_said_with_its_mend() {
+    let lab = Lab::with_ports(3);
+    lab.balancer.ip(&["link", "set", "eth3", "down"]);
+    // Every warning gives a command or an option, and one run later there is none.
+    let ended = lab.attach("--ingress eth1 --egress eth2=02:00:00:00:00:02,eth3 --mode drv");
+    let (mut commands, mut options) = (Vec::new(), Vec::new());
+    for line in ended.stderr.lines() {
+        let (warning, mend) = line.split_once("; mend: ").unwrap_or_else(|| panic!("no mend: {line}"));
+        assert!(warning.starts_with("lb: warning: "), "{line}");
+        if mend.contains("=MAC") { options.push(warning) } else { commands.push(mend) }
+    }
+    assert!(options.iter().any(|warning| warning.contains("eth3")), "{options:?}");
+    assert!(commands.contains(&"ip link set dev eth3 up"), "{commands:?}");
+    for command in commands {
+        let inside = if command.starts_with("ip netns exec") { "" } else { lab.balancer.name() };
+        let run =
+            if inside.is_empty() { command.into() } else { format!("ip netns exec {inside} {command}") };
+        Ended::of(Command::new("sh").args(["-c", &run])).done();
+    }
+    ended.done();
+    lab.lb("detach").done();
+    let ports = "--ingress eth1 --egress eth2=02:00:00:00:00:02,eth3=02:00:00:00:00:03";
+    let ended = lab.attach(&format!("{ports} --mode drv"));
+    assert_eq!(ended.stderr, "");
+    ended.done();
+}
+
+#[test]
 fn root_a_reader_that_goes_away_is_no_error() {
     let lab = Lab::with_ports(3);
     lab.attach(PORTS).done();
@@ -336,6 +382,26 @@ fn root_replace_takes_new_settings() {
     lab.assert_no_trace();
 }
 
+#[test]
+fn root_replace_takes_new_macs() {
+    let lab = Lab::with_ports(3);
+    let ports = |one: &str, other: &str| format!("--ingress eth1 --egress eth2{one},eth3{other} --mode skb");
+    let [first, second, third] = ["02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"];
+    lab.attach(&ports(&format!("={first}"), &format!("={second}"))).done();
+    let replace = |one: &str, other: &str| lab.attach(&format!("{} --replace", ports(one, other)));
+    for (one, other, wanted) in [
+        // Swapped, kept, and one of them new.
+        (format!("={second}"), format!("={first}"), [second, first]),
+        (String::new(), String::new(), [second, first]),
+        (format!("={third}"), String::new(), [third, first]),
+    ] {
+        replace(&one, &other).done();
+        assert_eq!(lab.backends("mac"), wanted);
+    }
+    replace("", &format!("={third}")).failed(1, &["eth2", "eth3", third, "NAME=MAC"]);
+    assert_eq!(lab.backends("mac"), [third, first]);
+}
+
 fn replace_loses_nothing(mode: &str) {
     let network = Network::new();
     let lab = &network.lab;
@@ -403,6 +469,59 @@ fn root_foreground_prints_a_line_each_second_and_detaches_at_a_signal() {
         assert!(ended.clone().done().ends_with("detached default\n"), "{ended:?}");
         lab.assert_no_trace();
     }
+}
+
+#[test]
+fn root_foreground_obeys_a_signal_at_any_moment() {
+    let lab = Lab::with_ports(3);
+    let arguments = lab.attach_arguments(&format!("{PORTS} --foreground"));
+    let whole = time_of_attach(&lab, PORTS);
+    lab.lb("detach").done();
+    for (moment, after) in moments(whole).enumerate().step_by(2) {
+        let signal = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP][moment % 3];
+        let foreground = Running::start(&mut lab.command(&arguments));
+        thread::sleep(after);
+        foreground.signal(signal);
+        let ended = foreground.end();
+        // Before it listens, which is before it does anything, a signal ends it.
+        assert!(matches!(ended.status.code(), Some(0) | None), "{signal} after {after:?}: {ended:?}");
+        lab.assert_no_trace();
+    }
+}
+
+#[test]
+fn root_foreground_detaches_when_nobody_reads_its_lines() {
+    let lab = Lab::with_ports(3);
+    let (reader, writer) = UnixStream::pair().unwrap();
+    let mut command = lab.command(&lab.attach_arguments(&format!("{PORTS} --foreground --quiet")));
+    command.stdin(Stdio::null()).stdout(OwnedFd::from(writer)).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    drop(reader);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    lab.assert_no_trace();
+}
+
+#[test]
+fn root_foreground_leaves_what_somebody_else_attached_alone() {
+    let lab = Lab::with_ports(3);
+    let arguments = lab.attach_arguments(&format!("{PORTS} --foreground"));
+    let mut foreground = Running::start(&mut lab.command(&arguments));
+    foreground.line();
+    // An upgrade is still its own instance.
+    lab.attach(&format!("{PORTS} --replace")).done();
+    foreground.line();
+    foreground.line();
+    assert!(foreground.is_running());
+    // Another one of the same name is not.
+    lab.lb("detach").done();
+    lab.attach(PORTS).done();
+    let ended = foreground.end();
+    assert!(ended.done().contains("detached by another command"));
+    assert_eq!(lab.state(), "attached");
+    lab.lb("detach").done();
+    lab.assert_no_trace();
 }
 
 #[test]

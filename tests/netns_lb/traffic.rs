@@ -211,6 +211,13 @@ fn macs_are_resolved_by_the_vip(mode: &str) {
             network.lab.lb("detach").done();
         }
     }
+    // Two backends of one MAC could not be told apart.
+    let second = &network.backends[1];
+    second.ip(&["link", "set", "eth1", "address", &given[0]]);
+    let arguments = format!("--ingress eth1 --egress eth2..eth5 --mode {mode} --vip {}", packet::VIP4);
+    network.lab.attach(&arguments).failed(1, &["eth2", "eth3", &given[0], "NAME=MAC"]);
+    network.lab.assert_no_trace();
+
     // An address that nobody has.
     let ended =
         network.lab.attach(&format!("--ingress eth1 --egress eth2,eth3 --mode {mode} --vip 192.0.0.77"));
