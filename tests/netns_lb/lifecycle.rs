@@ -591,9 +591,11 @@ fn cut_short(lab: &Lab, arguments: &str, after: Duration) {
 }
 
 /// Moments in the life of an attach that takes so long in all, and a little beyond. Most are close to its end, for that
-/// is when things are made that outlive it; before, the kernel verifies the programs.
+/// is when things are made that outlive it; before, the kernel verifies the programs. A slow machine gets fewer.
 fn moments(whole: Duration) -> impl Iterator<Item = Duration> {
-    (0..6).map(|n| 13 * n).chain((0..14).map(|n| 78 + 2 * n)).map(move |percent| whole * percent / 100)
+    let percents = (0..6).map(|n| 13 * n).chain((0..14).map(|n| 78 + 2 * n));
+    let stride = usize::try_from(whole.as_secs()).map_or(5, |seconds| seconds.clamp(1, 5));
+    percents.step_by(stride).map(move |percent| whole * percent / 100)
 }
 
 #[test]
