@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::netlink;
 use super::netns::shorten;
+use super::value::text;
 pub use super::veth::warnings as veth_warnings;
 
 /// An interface, as it was when it was asked for.
@@ -250,12 +251,6 @@ unsafe fn ethtool<T>(name: &str, request: &mut T) -> io::Result<()> {
         libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut asked)
     })?;
     Ok(())
-}
-
-/// The text before the first zero byte.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which Rust types may stand for the bytes of a map's key or value.
+//! What the bytes of a map mean to Rust: types that may stand for a key or value, and texts in fields.
 
 /// A type that any bytes of its size are a value of, and that has no padding of its own.
 ///
@@ -29,6 +29,19 @@ unsafe impl MapValue for u32 {}
 // SAFETY: the same.
 unsafe impl MapValue for u64 {}
 
+/// The text in a field of the kernel's or of ours: up to the first zero byte, or all of it.
+pub fn text(field: &[u8]) -> String {
+    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
+    String::from_utf8_lossy(&field[..end]).into_owned()
+}
+
+/// Writes a text into an array of bytes, cut to leave a zero at the end.
+pub fn copy_text(field: &mut [u8], text: &str) {
+    let length = text.len().min(field.len() - 1);
+    field.fill(0);
+    field[..length].copy_from_slice(&text.as_bytes()[..length]);
+}
+
 /// Says of generated types that they are [`MapValue`]s. Only for types of a skeleton's `types` module.
 #[macro_export]
 macro_rules! map_values {
@@ -38,4 +51,18 @@ macro_rules! map_values {
             unsafe impl $crate::kernel::value::MapValue for $generated {}
         )+
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_to_their_field() {
+        let mut field = [1; 8];
+        copy_text(&mut field, "0123456789");
+        assert_eq!(text(&field), "0123456");
+        copy_text(&mut field, "eth2");
+        assert_eq!(text(&field), "eth2");
+    }
 }

@@ -13,7 +13,7 @@ use macaddr::MacAddr6;
 use thiserror::Error;
 
 use super::backend::{self, DEFAULT_WEIGHT, NewBackend};
-use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, Settings, copy_text, text};
+use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, Settings};
 use super::skeleton::types;
 use super::{GROUP, interfaces};
 use crate::iflist::Listed;
@@ -22,6 +22,7 @@ use crate::kernel::neighbour;
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::pins::{Instance, PinError, Root};
 use crate::kernel::table::TableError;
+use crate::kernel::value::{copy_text, text};
 use crate::kernel::xdp::{self, Link, Mode, XdpError};
 
 /// How long backends have to say which MAC owns the VIP.

@@ -3,12 +3,13 @@
 use macaddr::MacAddr6;
 use serde::Serialize;
 
-use super::datapath::{DatapathError, Maps, copy_text, text};
+use super::datapath::{DatapathError, Maps};
 use super::schedule::{self, Candidate};
 use super::session::{self, Sessions};
 use super::skeleton::types;
 use crate::kernel::counters::{self, Count};
 use crate::kernel::table::TableError;
+use crate::kernel::value::{copy_text, text};
 
 /// The weight of a backend that none was given.
 pub const DEFAULT_WEIGHT: u32 = 1;

@@ -16,6 +16,7 @@ use crate::kernel::counters::Count;
 use crate::kernel::pins::{self, Instance, PinError};
 use crate::kernel::program::Program;
 use crate::kernel::table::{Table, TableError};
+use crate::kernel::value::copy_text;
 use crate::kernel::xdp::PRIVILEGES;
 
 /// The layout of pinned maps that this build makes and understands.
@@ -481,19 +482,6 @@ impl From<types::address> for IpAddr {
     }
 }
 
-/// Writes a text into an array of bytes, cut to leave a zero at the end.
-pub(super) fn copy_text(field: &mut [u8], text: &str) {
-    let length = text.len().min(field.len() - 1);
-    field.fill(0);
-    field[..length].copy_from_slice(&text.as_bytes()[..length]);
-}
-
-/// The text up to the first zero byte.
-pub(super) fn text(field: &[u8]) -> String {
-    let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..end]).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,15 +492,6 @@ mod tests {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(types::address::from(address)), address);
         }
-    }
-
-    #[test]
-    fn texts_are_cut_to_their_field() {
-        let mut field = [1; 8];
-        copy_text(&mut field, "0123456789");
-        assert_eq!(text(&field), "0123456");
-        copy_text(&mut field, "eth2");
-        assert_eq!(text(&field), "eth2");
     }
 
     #[test]

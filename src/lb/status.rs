@@ -3,11 +3,12 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use super::datapath::{self, DatapathError, Maps, Policy};
+use super::datapath::{DatapathError, Maps, Policy};
 use super::skeleton::types;
 use super::{GROUP, interfaces};
 use crate::kernel::pins::{Instance, PinError, Root};
 use crate::kernel::table::TableError;
+use crate::kernel::value::text;
 use crate::kernel::xdp::{Link, Mode};
 
 /// How an instance is.
@@ -105,7 +106,7 @@ fn read(instance: &Instance) -> Result<Status, StatusError> {
     let mut attachments = Vec::new();
     let mut problems = Vec::new();
     for entry in interfaces::list(&maps)? {
-        let dev = datapath::text(&entry.name);
+        let dev = text(&entry.name);
         let role = interfaces::role_name(entry.role);
         let link = Link::open(&instance.link_pin(role, entry.ifindex)).and_then(|link| link.info());
         let program_id = match link {
@@ -121,7 +122,7 @@ fn read(instance: &Instance) -> Result<Status, StatusError> {
         };
         attachments.push(Attachment { dev, role, mode: Mode::from_attached(entry.mode), program_id });
     }
-    let netns = datapath::text(&config.lb_config.netns);
+    let netns = text(&config.lb_config.netns);
     let problem = (!problems.is_empty())
         .then(|| format!("{}; `lb detach --name {}`, then attach anew", problems.join(", "), instance.name));
     Ok(Status {
