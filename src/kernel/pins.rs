@@ -145,7 +145,12 @@ impl Root {
     ///
     /// As [`Root::lock`].
     pub fn lock_existing(&self) -> Result<Option<Locked>, PinError> {
-        if self.0.exists() { self.lock().map(Some) } else { Ok(None) }
+        // What may not be looked at may be there: without the right to, nobody is told that there is nothing.
+        if self.0.try_exists().map_err(failed("look for", &self.0))? {
+            self.lock().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Occupant {
 }
 
 enum Kept {
-    Link { _link: Link },
+    Link(Link),
     Netlink { namespace: String, ifindex: u32, program: Program },
 }
 
@@ -87,7 +87,7 @@ impl Occupant {
             let interface = Interface::find(interface).expect("the interface is there");
             Link::attach(&program, &interface, mode).expect("nothing is in the way yet")
         });
-        Self { program: program.id().expect("it is loaded"), kept: Kept::Link { _link: link } }
+        Self { program: program.id().expect("it is loaded"), kept: Kept::Link(link) }
     }
 
     /// The same, by netlink as `ip link set dev … xdp obj …` does.
@@ -109,10 +109,17 @@ impl Occupant {
 
 impl Drop for Occupant {
     fn drop(&mut self) {
-        let Kept::Netlink { namespace, ifindex, program } = &self.kept else { return };
-        let _ = lb::kernel::netns::within(Some(namespace), || {
-            Xdp::new(program.as_fd()).detach(*ifindex as i32, XdpFlags::DRV_MODE)
-        });
+        match &self.kept {
+            // A dropped link may live on for a moment, in a process that another test is just starting.
+            Kept::Link(link) => {
+                let _ = link.detach();
+            }
+            Kept::Netlink { namespace, ifindex, program } => {
+                let _ = lb::kernel::netns::within(Some(namespace), || {
+                    Xdp::new(program.as_fd()).detach(*ifindex as i32, XdpFlags::DRV_MODE)
+                });
+            }
+        }
     }
 }
 
