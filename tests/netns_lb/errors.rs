@@ -270,13 +270,13 @@ fn root_without_root_each_command_says_so() {
     let binary = folder.0.join("lb");
     fs::copy(LB, &binary).unwrap();
     let binary = binary.to_str().unwrap();
-    let as_nobody = |arguments: &str| {
+    let as_nobody = |arguments: &str, root: &Path| {
         let mut command = lab.balancer.command("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups", binary]);
-        command.args(arguments.split_whitespace()).arg("--pin-root").arg(&lab.root).current_dir("/");
+        command.args(arguments.split_whitespace()).arg("--pin-root").arg(root).current_dir("/");
         Ended::of(&mut command)
     };
-    as_nobody(&format!("attach {PORTS}")).failed(1, &["run as root"]);
+    as_nobody(&format!("attach {PORTS}"), &lab.root).failed(1, &["run as root"]);
     let mut command = Command::new(binary);
     command.args(lab.attach_arguments(PORTS).split_whitespace()).arg("--pin-root").arg(&lab.root);
     Ended::of(command.uid(65534).gid(65534).current_dir("/")).failed(1, &["run as root"]);
@@ -293,7 +293,9 @@ fn root_without_root_each_command_says_so() {
         "detach --all",
         &format!("attach {PORTS} --replace"),
     ] {
-        as_nobody(arguments).failed(1, &["run as root"]);
+        as_nobody(arguments, &lab.root).failed(1, &["run as root"]);
+        // Nor is it said that nothing is there where nobody may look at all.
+        as_nobody(arguments, &lab.root.join("deeper")).failed(1, &["run as root"]);
     }
     assert_eq!(lab.state(), "attached");
 }
