@@ -1,0 +1,260 @@
+//! `lb attach`, and what `--foreground` does after it.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Failure, Global, Name, Usage, duration};
+use crate::iflist::InterfaceList;
+use crate::kernel::counters::Count;
+use crate::kernel::pins::Instance;
+use crate::kernel::xdp::Mode;
+use crate::lb::GROUP;
+use crate::lb::attach::{self, AttachError, Request};
+use crate::lb::datapath::{Maps, Other, Policy, ReturnPath, Settings, VIPS_MAX};
+use crate::lb::skeleton::types::lb_verdict;
+use crate::lb::stats::{self, Rate, VERDICTS};
+use crate::output;
+
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Interfaces towards the clients: names and inclusive ranges, such as eth1,eth7..eth9
+    #[arg(long, value_name = "IFLIST")]
+    ingress: InterfaceList,
+    /// Interfaces towards the backends, one backend behind each; NAME=MAC gives a backend's MAC
+    #[arg(long, value_name = "IFLIST")]
+    egress: InterfaceList,
+    /// Where in the kernel the programs run
+    #[arg(long, value_enum, default_value = "drv")]
+    mode: Mode,
+    #[command(flatten)]
+    name: Name,
+    /// Balance this address alone, and find the backends' MACs by it; may be repeated [default: every address]
+    #[arg(long = "vip", value_name = "ADDR")]
+    vips: Vec<IpAddr>,
+    /// How a new client's backend is chosen
+    #[arg(long, value_enum, default_value = "round-robin")]
+    policy: Policy,
+    /// What counts as one client: `address`, its IP address
+    #[arg(long, value_enum, default_value = "address")]
+    affinity: Affinity,
+    /// How many clients can have an established session; takes 256 bytes for each
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304), default_value_t = Settings::default().max_sessions)]
+    max_sessions: u32,
+    /// How long an established session may be silent, such as 90m or 24h
+    #[arg(long, value_name = "DUR", value_parser = idle_timeout, default_value = "24h")]
+    idle_timeout: Duration,
+    /// New sessions a second, in total; a twentieth of it for one source
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000), default_value_t = Settings::default().start_rate)]
+    start_rate: u32,
+    /// What happens to packets that are none of a VPN's
+    #[arg(long, value_enum, default_value = "drop")]
+    other: Other,
+    /// Which way the backends' answers take: through this balancer, or past it
+    #[arg(long, value_enum, default_value = "here")]
+    return_path: ReturnPath,
+    /// Upgrade in place if an instance of that name is attached: no packet is lost, no session forgotten
+    #[arg(long)]
+    replace: bool,
+    /// Stay, print a line of counters each second, and detach on Ctrl-C or SIGTERM
+    #[arg(long)]
+    foreground: bool,
+}
+
+/// What the datapath takes for one client.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Affinity {
+    /// An IP address
+    Address,
+}
+
+fn idle_timeout(text: &str) -> Result<Duration, String> {
+    let parsed = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(i32::MAX as u64);
+    if range.contains(&parsed) { Ok(parsed) } else { Err("it must be from 1s to 68 years".into()) }
+}
+
+impl Attach {
+    pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
+        let Affinity::Address = self.affinity;
+        let request = self.request(global)?;
+        let root = global.root();
+        attach::validate(&request).map_err(|error| Usage(error.to_string()))?;
+        // Before the attach, so that no signal finds it done and nobody to undo it.
+        let stopped = if self.foreground { Some(on_signal()?) } else { None };
+        let attached = attach::attach(&root, &request).map_err(usage)?;
+        for warning in &attached.warnings {
+            global.warn(warning);
+        }
+        if let Some(stopped) = stopped {
+            return foreground(global, &root.instance(GROUP, &request.name)?, &stopped);
+        }
+        let names = |list: &[crate::iflist::Listed]| {
+            list.iter().map(|listed| listed.name.as_str()).collect::<Vec<_>>().join(",")
+        };
+        if global.json {
+            output::json(&json!({
+                "name": request.name, "replaced": attached.replaced, "warnings": attached.warnings,
+            }));
+        }
+        global.done(&format!(
+            "{} {}: {} -> {} ({})",
+            if attached.replaced { "replaced" } else { "attached" },
+            request.name,
+            names(&request.ingress),
+            names(&request.egress),
+            request.mode
+        ));
+        Ok(())
+    }
+
+    fn request(&self, global: &Global) -> Result<Request, Usage> {
+        if let Some(listed) = self.ingress.0.iter().find(|listed| listed.mac.is_some()) {
+            return Err(Usage(format!(
+                "--ingress {}=MAC: a MAC belongs to a backend, so to --egress",
+                listed.name
+            )));
+        }
+        if self.vips.len() > VIPS_MAX {
+            return Err(Usage(format!(
+                "more than {VIPS_MAX} VIPs; leave --vip out to balance every address"
+            )));
+        }
+        if let Some(vip) = self.vips.iter().find(|vip| vip.is_multicast() || vip.is_unspecified()) {
+            return Err(Usage(format!("--vip {vip}: no host can own that address")));
+        }
+        Ok(Request {
+            name: self.name.name.clone(),
+            ingress: self.ingress.0.clone(),
+            egress: self.egress.0.clone(),
+            mode: self.mode,
+            settings: Settings {
+                policy: self.policy,
+                other: self.other,
+                return_path: self.return_path,
+                max_sessions: self.max_sessions,
+                idle_timeout: self.idle_timeout,
+                start_rate: self.start_rate,
+                vips: self.vips.clone(),
+                ingress_count: self.ingress.0.len() as u32,
+                netns: global.netns.clone(),
+            },
+            replace: self.replace,
+        })
+    }
+}
+
+/// Errors that are the command line's fault though only the library can see them.
+fn usage(error: AttachError) -> Failure {
+    match error {
+        AttachError::SameInterface(..) => Usage(error.to_string()).into(),
+        other => other.into(),
+    }
+}
+
+/// Hears of SIGINT, SIGTERM and SIGHUP from now on, instead of being ended by them.
+fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
+    let (stop, stopped) = mpsc::channel();
+    ctrlc::set_handler(move || {
+        // A second signal finds nobody to tell, and the first one is being obeyed.
+        let _ = stop.send(());
+    })?;
+    Ok(stopped)
+}
+
+/// Prints a line of totals each second until a signal comes, then detaches; so also when the lines find no reader
+/// any more. Ends too when somebody else has detached.
+fn foreground(global: &Global, instance: &Instance, stopped: &mpsc::Receiver<()>) -> Result<(), Failure> {
+    let maps = Maps::open(instance)?;
+    let watched = watch(global, instance, &maps, stopped);
+    if !maps.are_of(instance) {
+        global.done(&format!("{} was detached by another command", instance.name));
+        return watched;
+    }
+    attach::detach(&global.root(), &instance.name)?;
+    if watched.is_ok() {
+        global.done(&format!("detached {}", instance.name));
+    }
+    match watched {
+        Err(error) if error.downcast_ref().is_some_and(is_broken_pipe) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_broken_pipe(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
+fn watch(
+    global: &Global,
+    instance: &Instance,
+    maps: &Maps,
+    stopped: &mpsc::Receiver<()>,
+) -> Result<(), Failure> {
+    let mut before = (Instant::now(), stats::read_verdicts(maps)?);
+    while stopped.recv_timeout(Duration::from_secs(1)).is_err() {
+        if !maps.are_of(instance) {
+            break;
+        }
+        let after = (Instant::now(), stats::read_verdicts(maps)?);
+        let seconds = (after.0 - before.0).as_secs_f64();
+        let established = maps.session_totals.get(&0)?.unwrap_or_default().established;
+        output::try_line(totals(global, &before.1, &after.1, seconds, established))?;
+        before = after;
+    }
+    Ok(())
+}
+
+/// The counter line: what went each way, in all and in the last second.
+fn totals(global: &Global, before: &[Count], after: &[Count], seconds: f64, established: u64) -> String {
+    let sum = |counts: &[Count], wanted: &dyn Fn(lb_verdict) -> bool| -> Count {
+        VERDICTS
+            .iter()
+            .zip(counts)
+            .filter(|((verdict, ..), _)| wanted(*verdict))
+            .map(|(_, count)| *count)
+            .sum()
+    };
+    let forwarded =
+        |verdict| [lb_verdict::LB_SESSION, lb_verdict::LB_NEW, lb_verdict::LB_STATELESS].contains(&verdict);
+    let returned = |verdict| verdict == lb_verdict::LB_RETURNED;
+    let dropped = |verdict| {
+        [
+            lb_verdict::LB_MALFORMED,
+            lb_verdict::LB_KEEPALIVE_DROPPED,
+            lb_verdict::LB_OTHER_DROPPED,
+            lb_verdict::LB_NO_BACKEND,
+        ]
+        .contains(&verdict)
+    };
+    let part = |wanted: &dyn Fn(lb_verdict) -> bool| {
+        let total = sum(after, wanted);
+        (total, stats::rate(total - sum(before, wanted), seconds))
+    };
+    let (forwarded, returned, dropped) = (part(&forwarded), part(&returned), part(&dropped));
+    if global.json {
+        let value = |(total, rate): (Count, Rate)| {
+            json!({
+                "packets": total.packets, "bytes": total.bytes,
+                "packets_per_s": rate.packets_per_s, "bytes_per_s": rate.bytes_per_s,
+            })
+        };
+        json!({
+            "forwarded": value(forwarded), "returned": value(returned), "dropped": value(dropped),
+            "established": established,
+        })
+        .to_string()
+    } else {
+        let text = |(total, rate): (Count, Rate)| format!("{} ({:.0}/s)", total.packets, rate.packets_per_s);
+        format!(
+            "forwarded {}  returned {}  dropped {}  established {established}",
+            text(forwarded),
+            text(returned),
+            text(dropped)
+        )
+    }
+}
