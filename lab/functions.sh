@@ -41,8 +41,34 @@ inner_route() {
     fi
 }
 
-# Starts strongSwan and loads the node's connections.
+# Starts strongSwan and loads the node's connections. The arguments are the routes to what lies behind the tunnels, as
+# `ip -batch` takes them: they go with strongSwan's interface, and come again with it.
 start_strongswan() {
+    local directory
+    printf '%s\n' "$@" >/run/lab/inner-routes
+    # strongSwan complains of a directory that its settings include and that has no file.
+    for directory in /run/lab/strongswan.d /run/lab/swanctl.d; do
+        mkdir -p "$directory"
+        : >"$directory/tried.conf"
+    done
+    run_strongswan
+}
+
+# Starts strongSwan anew, as after a change of its settings. Its tunnels are gone then, and their peers have been told.
+restart_strongswan() {
+    local pid tries=0
+    if pid=$(cat /run/charon.pid 2>/dev/null); then
+        kill "$pid" 2>/dev/null || true
+        while kill -0 "$pid" 2>/dev/null; do
+            tries=$((tries + 1))
+            [[ $tries -lt 300 ]] || { echo "charon does not end" >&2; return 1; }
+            sleep 0.1
+        done
+    fi
+    run_strongswan
+}
+
+run_strongswan() {
     local charon='' candidate
     for candidate in /usr/lib/ipsec/charon /usr/libexec/ipsec/charon /usr/lib/strongswan/charon; do
         [[ -x $candidate ]] && charon=$candidate && break
@@ -58,13 +84,20 @@ start_strongswan() {
         kill -0 $! 2>/dev/null || { echo "charon ended; its log is /run/charon.log" >&2; return 1; }
         sleep 0.1
     done
-    local output
-    if ! output=$(timeout 30 swanctl --load-all --noprompt 2>&1); then
-        echo "$output" >&2
-        return 1
-    fi
+    load_connections
     if [[ $LB_LAB_ESP == userspace && ! -e /proc/sys/net/ipv4/conf/ipsec0 ]]; then
         echo "charon made no interface ipsec0: is its plugin kernel-libipsec installed, and /dev/net/tun there?" >&2
+        return 1
+    fi
+    ip -batch /run/lab/inner-routes
+}
+
+# Loads the node's connections and credentials, as after a change of them.
+load_connections() {
+    local output
+    # A file that cannot be read counts as an empty one.
+    if ! output=$(timeout 30 swanctl --load-all --noprompt 2>&1) || [[ $output == *"invalid config file"* ]]; then
+        grep -E 'error|failed|invalid' <<<"$output" >&2 || echo "$output" >&2
         return 1
     fi
 }

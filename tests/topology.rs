@@ -1,4 +1,4 @@
-//! The lab: `topology.clab.yml` says what the project's documentation promises, everything that it names is
+//! The lab: its topology files say what the project's documentation promises, everything that they name is
 //! in the repository, and `scripts/lab` builds exactly that and removes it again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,8 @@ struct Group {
 struct Node {
     kind: String,
     group: String,
+    #[serde(default)]
+    env: BTreeMap<String, u32>,
 }
 
 #[derive(Deserialize)]
@@ -57,9 +59,12 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Reads the topology with the environment variable that it may be given.
-fn topology(esp: &str) -> Document {
-    let text = fs::read_to_string(repository().join("topology.clab.yml")).unwrap();
+const TOPOLOGY: &str = "topology.clab.yml";
+const NAT_TOPOLOGY: &str = "lab/nat.clab.yml";
+
+/// Reads a topology with the environment variable that it may be given.
+fn topology(file: &str, esp: &str) -> Document {
+    let text = fs::read_to_string(repository().join(file)).unwrap();
     serde_norway::from_str(&text.replace("${LB_LAB_ESP:=userspace}", esp)).unwrap()
 }
 
@@ -95,7 +100,7 @@ fn assert_one_line(output: &Output, status: i32, words: &[&str]) {
 
 #[test]
 fn names_the_nodes_and_links_of_the_lab() {
-    let Document { prefix, topology } = topology("userspace");
+    let Document { prefix, topology } = topology(TOPOLOGY, "userspace");
     assert_eq!(prefix, "", "namespaces are called by the nodes' bare names");
 
     let groups: BTreeMap<_, _> =
@@ -117,15 +122,51 @@ fn names_the_nodes_and_links_of_the_lab() {
     assert_eq!(links, drawn_links());
 }
 
+/// The lab with the NAT is the other lab, with a router and more clients in place of the one.
+#[test]
+fn names_the_nodes_and_links_of_the_lab_with_a_nat() {
+    let plain = topology(TOPOLOGY, "userspace").topology;
+    let Document { prefix, topology } = topology(NAT_TOPOLOGY, "userspace");
+    assert_eq!(prefix, "");
+    let clients: Vec<_> =
+        topology.nodes.iter().filter(|(_, node)| node.group == "client").map(|(name, _)| name).collect();
+    assert_eq!(clients, (1..=20).map(|n| format!("CL{n:02}")).collect::<Vec<_>>().iter().collect::<Vec<_>>());
+    for (number, name) in (1..).zip(clients) {
+        assert_eq!(topology.nodes[name].env["LB_LAB_NUMBER"], number);
+    }
+
+    let ends = |topology: &Topology, near: &str| {
+        let mut links = Vec::new();
+        for link in topology.links.iter().filter(|link| link.endpoints.iter().any(|end| end.node == near)) {
+            assert_eq!((link.kind.as_str(), link.mtu), ("veth", 1500));
+            let near_end = link.endpoints.iter().find(|end| end.node == near).unwrap();
+            let far = link.endpoints.iter().find(|end| end.node != near).unwrap();
+            assert_eq!((far.interface.as_str(), &near_end.mac), ("eth1", &None));
+            links.push((near_end.interface.clone(), far.node.clone(), far.mac.clone()));
+        }
+        links.sort();
+        links
+    };
+    let mut expected = ends(&plain, "LB1");
+    expected[0].1 = "NAT1".to_owned();
+    assert_eq!(ends(&topology, "LB1"), expected);
+    let hidden: BTreeMap<_, _> =
+        ends(&topology, "NAT1").into_iter().map(|(near, far, _)| (far, near)).collect();
+    let expected = (1..=20).map(|n| (format!("CL{n:02}"), format!("eth{}", n + 1)));
+    let expected: BTreeMap<_, _> = expected.chain([("LB1".to_owned(), "eth1".to_owned())]).collect();
+    assert_eq!(hidden, expected);
+}
+
 #[test]
 fn binds_and_runs_what_the_repository_has() {
-    for esp in ["userspace", "kernel"] {
-        for (name, group) in topology(esp).topology.groups {
+    for (file, esp) in [(TOPOLOGY, "userspace"), (TOPOLOGY, "kernel"), (NAT_TOPOLOGY, "userspace")] {
+        let directory = repository().join(Path::new(file).parent().unwrap());
+        for (name, group) in topology(file, esp).topology.groups {
             let mut sources = BTreeMap::new();
             for bind in &group.binds {
                 let [source, target, mode] = bind.split(':').collect::<Vec<_>>().try_into().unwrap();
                 assert_eq!(mode, "ro", "{bind}");
-                let source: PathBuf = repository().join(source);
+                let source: PathBuf = directory.join(source);
                 assert!(source.is_file(), "{name} binds {} which is not there", source.display());
                 assert!(sources.insert(target.to_owned(), source).is_none(), "{name} binds {target} twice");
             }
@@ -140,12 +181,17 @@ fn binds_and_runs_what_the_repository_has() {
 
 #[test]
 fn scripts_refuse_bad_input_in_one_line() {
-    let cases: [(&str, &[&str], &str); 13] = [
+    let cases: [(&str, &[&str], &str); 18] = [
         ("lab", &[], "COMMAND"),
         ("lab", &["fly"], "fly"),
         ("lab", &["up", "--esp", "magic"], "magic"),
         ("lab", &["up", "extra"], "extra"),
+        ("lab", &["up", "--clients", "0"], "'0'"),
+        ("lab", &["up", "--clients", "2"], "no more than 1"),
         ("lab", &["--prefix", "a/b", "up"], "a/b"),
+        ("lab", &["configure", "strongswan"], "NODE"),
+        ("lab", &["configure", "ipsec", "CL1"], "ipsec"),
+        ("lab", &["configure", "swanctl", "LB1"], "LB1"),
         ("lab", &["tunnels", "fly"], "fly"),
         ("lab", &["tunnels", "ping", "--count", "0"], "'0'"),
         ("lab", &["tunnels", "up", "--family", "5"], "5"),
@@ -188,7 +234,7 @@ impl Lab {
     /// The processes of all nodes, each at least one.
     fn processes(&self) -> Vec<String> {
         let mut processes = Vec::new();
-        for node in topology("userspace").topology.nodes.keys() {
+        for node in topology(TOPOLOGY, "userspace").topology.nodes.keys() {
             let name = format!("{}-{node}", self.prefix);
             let output = Command::new("ip").args(["netns", "pids", &name]).output().unwrap();
             let pids = String::from_utf8(output.stdout).unwrap();
@@ -204,7 +250,7 @@ impl Lab {
 
     #[track_caller]
     fn assert_gone(&self) {
-        for node in topology("userspace").topology.nodes.keys() {
+        for node in topology(TOPOLOGY, "userspace").topology.nodes.keys() {
             assert!(!self.netns(node).exists(), "{node} is still there");
         }
         assert!(!self.state().exists());
@@ -337,4 +383,57 @@ fn root_lab_leaves_a_namespace_alone_that_is_not_its_own() {
     ip("delete");
     assert!(there, "the lab removed what it had not made");
     lab.assert_gone();
+}
+
+#[test]
+fn root_lab_with_a_nat_hides_its_clients() {
+    let lab = Lab::new("nat");
+    lab.succeed(&["up", "--topology", NAT_TOPOLOGY, "--clients", "2"]);
+    let status: Value = serde_json::from_str(&lab.succeed(&["status", "--json"])).unwrap();
+    let nodes: Vec<_> = status["nodes"].as_array().unwrap().iter().map(|node| &node["node"]).collect();
+    assert_eq!(nodes, ["CL01", "CL02", "NAT1", "LB1", "TEIP1", "TEIP2", "TEIP3", "TEIP4"]);
+
+    // Without the balancer nobody answers, so the router itself is asked what it sends.
+    let neighbour = "ip neigh replace 192.0.0.2 lladdr aa:bb:cc:00:00:01 dev eth1";
+    lab.succeed(&["shell", "NAT1", "bash", "-c", neighbour]);
+    let mut watch = Command::new(repository().join("scripts/lab"))
+        .args(["--prefix", &lab.prefix, "shell", "NAT1"])
+        .args(["timeout", "20", "tcpdump", "--immediate-mode", "-nli", "eth1", "-c", "1", "udp port 4500"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Nobody says when tcpdump listens, so packets are sent until it has ended.
+    let send = ["shell", "CL02", "bash", "-c", "echo >/dev/udp/192.0.0.2/4500"];
+    let mut tries = 0..100;
+    while watch.try_wait().unwrap().is_none() && tries.next().is_some() {
+        lab.succeed(&send);
+        sleep(Duration::from_millis(50));
+    }
+    let seen = watch.wait_with_output().unwrap();
+    let line = String::from_utf8(seen.stdout).unwrap();
+    assert!(line.contains("IP 192.0.0.1.") && line.contains("> 192.0.0.2.4500"), "{line}");
+
+    // What is configured holds until it is replaced, and what is not understood is refused.
+    let configure = |nodes: &[&str], text: &str| {
+        let file = lab.state().join("tried");
+        fs::write(&file, text).unwrap();
+        lab.run(&[&["configure", "swanctl", "--input", file.to_str().unwrap()], nodes].concat())
+    };
+    assert!(
+        configure(&["CL01", "CL02"], "connections { extra { remote_addrs = 192.0.0.2 } }").status.success()
+    );
+    let known = lab.succeed(&["shell", "CL02", "swanctl", "--list-conns"]);
+    assert!(known.contains("extra:") && known.contains("tun02:"), "{known}");
+    for (wrong, word) in
+        [("connections { extra { rekey_time = ten } }", "rekey_time"), ("connections {", "syntax")]
+    {
+        assert_one_line(&configure(&["CL01"], wrong), 1, &["CL01", word]);
+    }
+    assert!(configure(&["CL01"], "").status.success());
+    let known = lab.succeed(&["shell", "CL01", "swanctl", "--list-conns"]);
+    assert!(!known.contains("extra:"), "{known}");
+
+    lab.succeed(&["down"]);
+    assert!(!lab.netns("NAT1").exists() && !lab.netns("CL02").exists() && !lab.state().exists());
 }
