@@ -8,6 +8,7 @@ mod netlink;
 pub mod netns;
 pub mod pins;
 pub mod program;
+pub mod snapshot;
 pub mod table;
 pub mod value;
 mod veth;
