@@ -59,7 +59,8 @@ restart_strongswan() {
     local pid tries=0
     if pid=$(cat /run/charon.pid 2>/dev/null); then
         kill "$pid" 2>/dev/null || true
-        while kill -0 "$pid" 2>/dev/null; do
+        # It may stay as a zombie, whose parent takes no notice: that has no program any more.
+        while [[ -e /proc/$pid/exe ]]; do
             tries=$((tries + 1))
             [[ $tries -lt 300 ]] || { echo "charon does not end" >&2; return 1; }
             sleep 0.1
