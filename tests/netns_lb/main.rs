@@ -4,8 +4,12 @@
 mod common;
 
 mod errors;
+mod flood;
 mod kernel;
 mod lab;
 mod lifecycle;
 mod packets;
+mod scaleout;
+mod stream;
 mod traffic;
+mod upgrade;
