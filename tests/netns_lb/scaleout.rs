@@ -12,16 +12,21 @@
 //! them, own its address 2, and so the router's question who has it crosses the balancer and is answered by any of them. The
 //! VIP is an address of the backends on no network at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use macaddr::MacAddr6;
+use serde::Deserialize;
 
-use crate::common::namespace::Namespace;
+use crate::common::namespace::{Namespace, run};
 use crate::common::packet::{self, Ike};
-use crate::lab::{BACKENDS, Family, Lab, PATIENCE, batch, eventually};
+use crate::lab::{BACKENDS, Family, LB, Lab, PATIENCE, batch, eventually};
 use crate::packets::{IKE, NAT, Servers, ike_bytes, udp};
 use crate::stream::{Flow, Outcome, Receivers, Running, Sender};
 
@@ -373,4 +378,241 @@ fn two_balancers(family: Family, options: &str) {
         assert_eq!(lab.verdict("malformed"), 0);
     }
     assert!(eventually(PATIENCE, || network.labs.iter().all(|lab| lab.state() == "attached")));
+}
+
+/// `lab/ecmp.clab.yml`, as containerlab and scripts/lab read it.
+#[derive(Deserialize)]
+struct Document {
+    prefix: String,
+    topology: Topology,
+}
+
+#[derive(Deserialize)]
+struct Topology {
+    groups: BTreeMap<String, Group>,
+    nodes: BTreeMap<String, Node>,
+    links: Vec<Link>,
+}
+
+#[derive(Deserialize)]
+struct Group {
+    binds: Vec<String>,
+    exec: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    kind: String,
+    group: String,
+}
+
+#[derive(Deserialize)]
+struct Link {
+    #[serde(rename = "type")]
+    kind: String,
+    mtu: u32,
+    endpoints: [Endpoint; 2],
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    node: String,
+    interface: String,
+    mac: Option<String>,
+}
+
+const LAB: &str = "lab/ecmp.clab.yml";
+
+/// The VIP and the network of each path, as the configuration files of the lab have them.
+const LAB_VIPS: [&str; 2] = ["192.0.0.2", "2001:db8::2"];
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn topology() -> Document {
+    let text = fs::read_to_string(repository().join(LAB)).unwrap();
+    serde_norway::from_str(&text).expect("the lab is what containerlab understands")
+}
+
+#[test]
+fn the_lab_with_two_balancers_is_whole() {
+    let Document { prefix, topology } = topology();
+    assert_eq!(prefix, "", "namespaces are called by the nodes' bare names");
+    let groups: BTreeMap<&str, &str> =
+        topology.nodes.iter().map(|(name, node)| (name.as_str(), node.group.as_str())).collect();
+    let mut expected = BTreeMap::from([("CL1", "client"), ("R1", "router")]);
+    expected.extend(["LB1", "LB2"].map(|name| (name, "balancer")));
+    expected.extend(["TEIP1", "TEIP2", "TEIP3", "TEIP4"].map(|name| (name, "concentrator")));
+    assert_eq!(groups, expected);
+    assert!(topology.nodes.values().all(|node| node.kind == "linux"));
+
+    // Each link by its ends, the balancer's or the router's first.
+    let mut links = BTreeSet::new();
+    for Link { kind, mtu, endpoints } in &topology.links {
+        assert_eq!((kind.as_str(), *mtu), ("veth", 1500));
+        let mut ends: Vec<String> = endpoints
+            .iter()
+            .map(|end| format!("{}:{}{}", end.node, end.interface, end.mac.as_deref().unwrap_or_default()))
+            .collect();
+        ends.sort();
+        assert!(links.insert(ends.join(" ")), "{ends:?} is there twice");
+    }
+    let mut expected = BTreeSet::from(["CL1:eth1 R1:eth1".to_owned()]);
+    for path in 1..=2 {
+        expected.insert(format!("LB{path}:eth1 R1:eth{}", path + 1));
+        expected.insert(format!("LB{path}:eth6 R1:eth{}", path + 3));
+        // What is eth2 at one balancer is so at the other: the name decides whose clients are whose.
+        for n in 1..=4 {
+            expected.insert(format!("LB{path}:eth{} TEIP{n}:eth{path}aa:bb:cc:00:0{path}:0{n}", n + 1));
+        }
+    }
+    expected.extend((1..=4).map(|n| format!("R1:eth{} TEIP{n}:eth3", n + 5)));
+    assert_eq!(links, expected);
+
+    for (name, group) in topology.groups {
+        let mut sources = BTreeMap::new();
+        for bind in &group.binds {
+            let [source, target, mode] = bind.split(':').collect::<Vec<_>>().try_into().unwrap();
+            assert_eq!(mode, "ro", "{bind}");
+            let source = repository().join("lab").join(source);
+            assert!(source.is_file(), "{name} binds {} which is not there", source.display());
+            assert!(sources.insert(target.to_owned(), source).is_none(), "{name} binds {target} twice");
+        }
+        for command in &group.exec {
+            let source = sources.get(command).unwrap_or_else(|| panic!("{name} runs {command}, unbound"));
+            let executable = fs::metadata(source).unwrap().permissions().mode() & 0o111 != 0;
+            assert!(executable, "{} cannot be run", source.display());
+        }
+    }
+
+    // The balancers' configurations differ in the number of the path, and in nothing else.
+    let [one, two] = ["LB1", "LB2"]
+        .map(|name| fs::read_to_string(repository().join(format!("lab/frr/{name}.conf"))).unwrap());
+    for (ours, theirs) in [
+        ("LB1", "LB2"),
+        ("Balancer 1", "Balancer 2"),
+        ("10.1.1.", "10.1.2."),
+        ("10.0.1.2", "10.0.2.2"),
+        ("fd00:0:0:1::2", "fd00:0:0:2::2"),
+    ] {
+        assert!(one.contains(ours) && two.contains(theirs), "{ours}, {theirs}");
+    }
+    let path = |text: &str, number: char| -> String {
+        let numbered = [
+            format!("LB{number}"),
+            format!("Balancer {number}"),
+            format!("10.1.{number}."),
+            format!("10.0.{number}.2"),
+            format!("fd00:0:0:{number}::2"),
+        ];
+        numbered.iter().fold(text.to_owned(), |text, part| text.replace(part, "PATH"))
+    };
+    assert_eq!(path(&one, '1'), path(&two, '2'));
+}
+
+/// The lab of `lab/ecmp.clab.yml`, in namespaces, with a balancer on each path.
+struct BgpLab {
+    prefix: String,
+}
+
+impl BgpLab {
+    fn script(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(repository().join("scripts/lab"));
+        command.args(["--prefix", &self.prefix]).args(arguments);
+        command
+    }
+
+    /// Runs a command of scripts/lab to its end, and returns what it printed.
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> String {
+        run(&mut self.script(arguments))
+    }
+
+    fn lb(&self, arguments: &str) -> Command {
+        let mut command = Command::new(LB);
+        command.args(arguments.split_whitespace());
+        command.args(["--pin-root", &format!("/sys/fs/bpf/{}", self.prefix)]);
+        command
+    }
+
+    #[track_caller]
+    fn attach(&self, path: u8) {
+        let egress: Vec<String> = (1..=4).map(|n| format!("eth{}=aa:bb:cc:00:0{path}:0{n}", n + 1)).collect();
+        let prefix = &self.prefix;
+        run(&mut self.lb(&format!(
+            "attach --name lb{path} --netns {prefix}-LB{path} --ingress eth1 --egress {} --vip {} --vip {} \
+             --policy maglev --return-path direct",
+            egress.join(","),
+            LAB_VIPS[0],
+            LAB_VIPS[1],
+        )));
+        self.run(&["shell", &format!("LB{path}"), "/run/lab/announce", "on"]);
+    }
+
+    /// Waits until the router sends what is for the VIP over these paths, of both families.
+    #[track_caller]
+    fn wait_for_paths(&self, wanted: &[u8]) {
+        let hops = |vip: &str| {
+            let family = if vip.contains(':') { "-6" } else { "-4" };
+            let route = self.run(&["shell", "R1", "ip", family, "route", "show", vip, "proto", "bgp"]);
+            let uses = |path: &u8| route.contains(&format!(" dev eth{} ", path + 1));
+            (1..=2).filter(uses).collect::<Vec<u8>>()
+        };
+        let done = || LAB_VIPS.iter().all(|vip| hops(vip) == wanted);
+        assert!(eventually(2 * PATIENCE, done), "the router's routes are not over {wanted:?}");
+    }
+
+    /// Every tunnel carries packets, and the concentrators have as many as is said.
+    #[track_caller]
+    fn spread(&self, family: &str) -> String {
+        self.run(&["tunnels", "ping", "--count", "1", "--family", family]);
+        let status = self.run(&["tunnels", "status", "--family", family]);
+        status.lines().last().expect("it says how many there are").to_owned()
+    }
+}
+
+impl Drop for BgpLab {
+    fn drop(&mut self) {
+        // A failure here would hide the one that ends the test.
+        let _ = self.lb("detach --all --quiet").status();
+        let _ = self.script(&["--quiet", "down"]).status();
+    }
+}
+
+#[test]
+fn root_bgp_takes_balancers_out_and_in_and_every_tunnel_stays() {
+    let lab = BgpLab { prefix: format!("lbe{}", std::process::id()) };
+    lab.run(&["up", "--topology", LAB]);
+    for path in [1, 2] {
+        lab.attach(path);
+    }
+    lab.wait_for_paths(&[1, 2]);
+    let mut before = Vec::new();
+    for family in ["4", "6"] {
+        lab.run(&["tunnels", "up", "--family", family]);
+        before.push(lab.spread(family));
+    }
+    let spread = || vec![lab.spread("4"), lab.spread("6")];
+    assert_eq!(spread(), before);
+
+    // One is taken out of service in good order.
+    lab.run(&["shell", "LB1", "/run/lab/announce", "off"]);
+    lab.wait_for_paths(&[2]);
+    run(&mut lab.lb("detach --name lb1"));
+    assert_eq!(spread(), before);
+    lab.attach(1);
+    lab.wait_for_paths(&[1, 2]);
+
+    // The other one's machine goes away.
+    let power = |state: &str| {
+        let lines: String = (1..=6).map(|n| format!("ip link set eth{n} {state}; ")).collect();
+        lab.run(&["shell", "LB2", "bash", "-ec", &lines]);
+    };
+    power("down");
+    lab.wait_for_paths(&[1]);
+    assert_eq!(spread(), before);
+    power("up");
+    lab.wait_for_paths(&[1, 2]);
+    assert_eq!(spread(), before);
 }
