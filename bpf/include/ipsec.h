@@ -33,7 +33,9 @@ struct ike_header {
 
 #define IKE_MAJOR(version) ((version) >> 4)
 #define IKE_SA_INIT 34
+#define IKE_FLAG_INITIATOR 0x08
 #define IKE_FLAG_RESPONSE 0x20
+#define SPI_FIRST 256 /* SPIs below are reserved, RFC 4303, section 2.1 */
 #define IKE_NOTIFY 41 /* the payload, RFC 7296, section 3.2 */
 #define IKEV1_NOTIFY 11
 
@@ -72,15 +74,23 @@ enum kind {
 	KIND_LATER_FRAGMENT,
 };
 
+/* Without holes, as it lies in memory that functions are given which are not inlined. */
 struct message {
-	enum kind kind;
-	/* The client that it is from; for a KIND_ICMP_ERROR from the client side, whom the quoted packet was sent to. */
+	/* The client that it is from or to; for a KIND_ICMP_ERROR from the client side, whom the quoted packet was sent to. */
 	struct address client;
 	/* These are set for KIND_IKE, and 0 for others. */
 	__be64 initiator_spi;
 	__be64 responder_spi;
+	enum kind kind;
+	/* Of KIND_ESP, in host order: the receiver's SPI. 0 for others. */
+	__u32 spi;
+	/* The client's UDP port, in host order; for a KIND_ICMP_ERROR from the client side that of the quote. 0: none. */
+	__u16 port;
+	/* For KIND_IKE, and false for others. */
 	bool starts_sa;
 	bool notifies;
+	bool of_initiator; /* whether the sender began the SA, as far as the message tells */
+	__u8 padding[3];
 };
 
 /*
@@ -105,6 +115,15 @@ static __always_inline bool ike_notifies(const struct ike_header *ike)
 	return ike->next_payload == (IKE_MAJOR(ike->version) == 1 ? IKEV1_NOTIFY : IKE_NOTIFY);
 }
 
+/*
+ * Whether the sender of an IKE message is who began the SA, so that the initiator SPI is its own: in IKEv2 a flag
+ * says so (RFC 7296, section 3.1). IKEv1 has none; there it is taken for granted.
+ */
+static __always_inline bool ike_of_initiator(const struct ike_header *ike)
+{
+	return IKE_MAJOR(ike->version) == 1 || ike->flags & IKE_FLAG_INITIATOR;
+}
+
 static __always_inline void classify_ike(const struct packet *packet, struct message *message, void *payload,
 					 __u32 bytes)
 {
@@ -119,6 +138,31 @@ static __always_inline void classify_ike(const struct packet *packet, struct mes
 	message->responder_spi = ike->responder_spi;
 	message->starts_sa = ike_starts_sa(ike);
 	message->notifies = ike_notifies(ike);
+	message->of_initiator = ike_of_initiator(ike);
+}
+
+/* ESP begins with its SPI, RFC 4303, section 2. */
+static __always_inline void classify_esp(const struct packet *packet, struct message *message, void *at, __u32 bytes)
+{
+	__be32 *spi = at;
+
+	message->kind = KIND_ESP;
+	if (bytes < ESP_BYTES_MIN || !packet_holds(packet, spi, ESP_BYTES_MIN))
+		message->kind = KIND_MALFORMED;
+	else
+		message->spi = bpf_ntohl(*spi);
+}
+
+/* In AH the SPI comes behind four other bytes, RFC 4302, section 2. */
+static __always_inline void classify_ah(const struct packet *packet, struct message *message)
+{
+	__be32 *words = packet->l4;
+
+	message->kind = KIND_ESP;
+	if (packet->l4_bytes < AH_BYTES_MIN || !packet_holds(packet, words, AH_BYTES_MIN))
+		message->kind = KIND_MALFORMED;
+	else
+		message->spi = bpf_ntohl(words[1]);
 }
 
 /* RFC 3948, section 2: port 4500 tells IKE, ESP and keepalives apart by their first bytes. */
@@ -135,7 +179,7 @@ static __always_inline void classify_udp4500(const struct packet *packet, struct
 	else if (!*marker)
 		classify_ike(packet, message, payload + sizeof(*marker), bytes - sizeof(*marker));
 	else
-		message->kind = bytes < ESP_BYTES_MIN ? KIND_MALFORMED : KIND_ESP;
+		classify_esp(packet, message, payload, bytes);
 }
 
 static __always_inline void classify_udp(const struct packet *packet, struct message *message, enum side side)
@@ -159,6 +203,7 @@ static __always_inline void classify_udp(const struct packet *packet, struct mes
 	bytes -= sizeof(*udp);
 
 	port = side == SIDE_CLIENT ? udp->dest : udp->source;
+	message->port = bpf_ntohs(side == SIDE_CLIENT ? udp->source : udp->dest);
 	if (port == bpf_htons(PORT_IKE))
 		classify_ike(packet, message, udp + 1, bytes);
 	else if (port == bpf_htons(PORT_IKE_NAT))
@@ -174,19 +219,29 @@ static __always_inline void classify_udp(const struct packet *packet, struct mes
 static __always_inline bool client_from_quote(const struct packet *packet, struct message *message, void *quote,
 					      __u32 bytes)
 {
+	struct udphdr *udp;
+
 	if (packet->ethertype == ETH_P_IP) {
 		struct iphdr *ip = quote;
 
 		if (bytes < sizeof(*ip) || !packet_holds(packet, ip, sizeof(*ip)) || ip->version != 4 || ip->ihl < 5)
 			return false;
 		message->client = address_v4(ip->daddr);
+		if (ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(IPV4_OFFSET_MASK))
+			return true;
+		udp = quote + ip->ihl * 4;
 	} else {
 		struct ipv6hdr *ip = quote;
 
 		if (bytes < sizeof(*ip) || !packet_holds(packet, ip, sizeof(*ip)) || ip->version != 6)
 			return false;
 		message->client = address_v6(&ip->daddr);
+		if (ip->nexthdr != IPPROTO_UDP)
+			return true;
+		udp = (void *)(ip + 1);
 	}
+	if ((void *)(udp + 1) <= quote + bytes && packet_holds(packet, udp, sizeof(*udp)))
+		message->port = bpf_ntohs(udp->dest);
 	return true;
 }
 
@@ -240,11 +295,15 @@ static __always_inline void classify(const struct packet *packet, struct message
 	__u8 icmp = packet->ethertype == ETH_P_IP ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 	__u8 protocol = packet->protocol;
 
-	message->client = packet->source;
+	message->client = side == SIDE_CLIENT ? packet->source : packet->destination;
+	message->port = 0;
+	message->spi = 0;
 	message->initiator_spi = 0;
 	message->responder_spi = 0;
 	message->starts_sa = false;
 	message->notifies = false;
+	message->of_initiator = false;
+	__builtin_memset(message->padding, 0, sizeof(message->padding));
 	if (packet->ethertype == ETH_P_ARP) {
 		bool whole = packet_holds(packet, packet->l3, ARP_BYTES_MIN);
 
@@ -265,11 +324,11 @@ static __always_inline void classify(const struct packet *packet, struct message
 		return;
 	}
 	if (protocol == IPPROTO_ESP)
-		message->kind = packet->l4_bytes < ESP_BYTES_MIN ? KIND_MALFORMED : KIND_ESP;
+		classify_esp(packet, message, packet->l4, packet->l4_bytes);
 	else if (protocol == IPPROTO_UDP)
 		classify_udp(packet, message, side);
 	else if (protocol == IPPROTO_AH)
-		message->kind = packet->l4_bytes < AH_BYTES_MIN ? KIND_MALFORMED : KIND_ESP;
+		classify_ah(packet, message);
 	else if (protocol == icmp)
 		classify_icmp(packet, message, side);
 	else

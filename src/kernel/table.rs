@@ -99,12 +99,12 @@ impl<K: MapValue, V: MapValue> Table<K, V> {
         self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::ANY).map_err(self.failed("write to"))
     }
 
-    /// Sets the values of the keys 0, 1, 2 … of an array with one call.
+    /// Sets the values of the keys `first`, `first + 1` … of an array with one call.
     ///
     /// # Errors
     ///
     /// What the kernel says, such as that the map has fewer entries.
-    pub fn set_first(&self, values: &[V]) -> Result<(), TableError>
+    pub fn set_from(&self, first: u32, values: &[V]) -> Result<(), TableError>
     where
         K: From<u32>,
     {
@@ -112,11 +112,24 @@ impl<K: MapValue, V: MapValue> Table<K, V> {
             return Ok(());
         }
         let count = u32::try_from(values.len()).unwrap_or(u32::MAX);
-        let keys: Vec<u8> = (0..count).flat_map(|index| K::from(index).as_bytes().to_vec()).collect();
+        let keys: Vec<u8> = (first..first.saturating_add(count))
+            .flat_map(|index| K::from(index).as_bytes().to_vec())
+            .collect();
         let values: Vec<u8> = values.iter().flat_map(|value| value.as_bytes().to_vec()).collect();
         self.handle
             .update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)
             .map_err(self.failed("write to"))
+    }
+
+    /// Sets the value of `key` on every CPU, of a per-CPU map.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn set_per_cpu(&self, key: &K, value: &V) -> Result<(), TableError> {
+        let cpus = libbpf_rs::num_possible_cpus().map_err(self.failed("write to"))?;
+        let values = vec![value.as_bytes().to_vec(); cpus];
+        self.handle.update_percpu(key.as_bytes(), &values, MapFlags::ANY).map_err(self.failed("write to"))
     }
 
     /// Removes `key`. Nothing happens where the map has none.

@@ -17,7 +17,7 @@ use super::interface::Interface;
 use super::program::{Program, check};
 
 /// Where in the kernel the program runs (include/uapi/linux/if_link.h, `XDP_FLAGS_*_MODE`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In the driver, before the kernel makes a socket buffer: the fast one

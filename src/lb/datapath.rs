@@ -1,6 +1,7 @@
 //! The balancer's programs and maps: loaded anew, or opened from where an instance has pinned them.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -15,6 +16,7 @@ use super::skeleton::{LbSkelBuilder, types};
 use crate::kernel::counters::Count;
 use crate::kernel::pins::{self, Instance, PinError};
 use crate::kernel::program::Program;
+use crate::kernel::snapshot;
 use crate::kernel::table::{Table, TableError};
 use crate::kernel::value::copy_text;
 use crate::kernel::xdp::PRIVILEGES;
@@ -31,18 +33,19 @@ pub const INGRESS_MAX: usize = types::lb_limits::LB_INGRESS_MAX.0 as usize;
 /// How many VIPs there can be.
 pub const VIPS_MAX: usize = types::lb_limits::LB_VIPS_MAX.0 as usize;
 
+/// The greatest number of bits of an SPI that name a backend.
+pub const LABEL_BITS_MAX: u32 = types::lb_limits::LB_LABEL_BITS_MAX.0;
+
 /// Seconds without a packet after which a session that was never proven ends.
 pub const EMBRYONIC_TIMEOUT: u32 = 30;
-
-/// How many slots the session table has for each session that may be established (`bpf/include/session.h`).
-const SLOTS_PER_SESSION: u32 = 4;
 
 /// One source's share of the start rate is the total by this: a NAT with many clients behind it fits into it.
 const SOURCE_SHARE: u64 = 20;
 
 crate::map_values! {
-    types::rodata, types::session, types::session_bucket, types::session_meta, types::session_totals, types::lb_backend,
-    types::lb_interface, types::lb_runtime, types::counter
+    types::rodata, types::session, types::session_bucket, types::session_meta, types::session_totals,
+    types::lb_backend, types::lb_explained, types::lb_fragment, types::lb_fragment_key, types::lb_interface,
+    types::lb_runtime, types::lb_schedule, types::lb_station, types::counter
 }
 
 impl From<types::counter> for Count {
@@ -52,7 +55,9 @@ impl From<types::counter> for Count {
 }
 
 /// How a new client's backend is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
     /// The next backend in turn
@@ -60,10 +65,87 @@ pub enum Policy {
     RoundRobin,
     /// By a consistent hash of the client's address: balancers side by side agree without talking
     Maglev,
+    /// The backend that has the fewest sessions for its weight
+    LeastSessions,
+}
+
+impl Policy {
+    /// What programs with this configuration go by.
+    pub fn of(config: &types::rodata) -> Self {
+        match config.lb_config.policy {
+            types::lb_policy::LB_MAGLEV => Self::Maglev,
+            types::lb_policy::LB_LEAST_SESSIONS => Self::LeastSessions,
+            _ => Self::RoundRobin,
+        }
+    }
+}
+
+/// What the datapath takes for one client.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Affinity {
+    /// An IP address
+    #[default]
+    Address,
+    /// An IKE SA with its ESP: many clients may be behind one address
+    Tunnel,
+}
+
+impl Affinity {
+    /// What programs with this configuration go by.
+    pub fn of(config: &types::rodata) -> Self {
+        if config.lb_config.affinity == types::lb_affinity::LB_BY_TUNNEL {
+            Self::Tunnel
+        } else {
+            Self::Address
+        }
+    }
+
+    /// How many slots the session table has for each session that may be established (`bpf/include/session.h`). A tunnel
+    /// has an entry for its SA, its endpoints and its SPIs each.
+    fn slots_per_session(self) -> u32 {
+        match self {
+            Self::Address => 4,
+            Self::Tunnel => 16,
+        }
+    }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Address => "address",
+            Self::Tunnel => "tunnel",
+        })
+    }
+}
+
+/// What becomes of the sessions at a backend that is down.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// Their packets go to another backend, and so does their client's next start
+    #[default]
+    Rehash,
+    /// They wait: their packets are dropped until it is back
+    Hold,
+}
+
+impl OnDown {
+    /// What programs with this configuration go by.
+    pub fn of(config: &types::rodata) -> Self {
+        if config.lb_config.on_down == types::lb_on_down::LB_HOLD { Self::Hold } else { Self::Rehash }
+    }
 }
 
 /// What happens to packets that are none of a VPN's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Other {
     /// They are dropped
@@ -74,7 +156,9 @@ pub enum Other {
 }
 
 /// Which way the backends' answers take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ReturnPath {
     /// Through this balancer, which learns from them
@@ -88,6 +172,12 @@ pub enum ReturnPath {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub policy: Policy,
+    pub affinity: Affinity,
+    pub on_down: OnDown,
+    /// How many top bits of an SPI name the backend that chose it; 0 if none do. At most [`LABEL_BITS_MAX`].
+    pub spi_shard: u32,
+    /// After how long without an answer a backend counts as down. Whole seconds count; zero is never.
+    pub down_after: Duration,
     pub other: Other,
     pub return_path: ReturnPath,
     /// How many clients can have an established session; at least 1.
@@ -107,6 +197,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             policy: Policy::default(),
+            affinity: Affinity::default(),
+            on_down: OnDown::default(),
+            spi_shard: 0,
+            down_after: Duration::ZERO,
             other: Other::default(),
             return_path: ReturnPath::default(),
             max_sessions: 131_072,
@@ -133,13 +227,17 @@ pub enum DatapathError {
     #[error(transparent)]
     Table(#[from] TableError),
     #[error(
-        "instance {name} has maps of layout {found}, and this build of lb needs layout {LAYOUT}; `lb detach --name {name}` with either, then attach anew: sessions start afresh"
+        "instance {name} has maps of layout {found}, and this build of lb needs layout {LAYOUT}; to keep the sessions: `lb session export` with the old lb, `lb detach --name {name}`, attach anew, `lb session import`"
     )]
     Layout { name: String, found: u32 },
     #[error(
         "instance {name} has room for {found} sessions, and this command line asks for --max-sessions {wanted}; leave it as it was, or detach first"
     )]
     Sessions { name: String, found: u32, wanted: u32 },
+    #[error(
+        "instance {name} has --affinity {found}, whose sessions are of no use to --affinity {wanted}; leave it as it was, or detach first"
+    )]
+    Affinity { name: String, found: Affinity, wanted: Affinity },
     #[error(
         "instance {name} has a map {map} of {found} entries, and this build of lb needs {wanted}; detach first: sessions start afresh"
     )]
@@ -149,17 +247,22 @@ pub enum DatapathError {
 }
 
 /// Names, as they are pinned, of all maps but the read-only data.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 21] = [
     "backend_counters",
     "backend_macs",
+    "backend_sessions",
     "backends",
     "egress_ports",
+    "explained",
     "fragments",
     "hash_slots",
     "ingress_ports",
     "interfaces",
+    "label_counters",
+    "labels",
     "ring",
     "runtime",
+    "scenes",
     "session_locks",
     "session_totals",
     "sessions",
@@ -176,15 +279,24 @@ pub struct Maps {
     pub backend_counters: Table<u32, types::counter>,
     /// Keys are the six bytes of a MAC, then two zero bytes.
     pub backend_macs: Table<u64, u32>,
+    /// Sessions of each backend by its index, of either state.
+    pub backend_sessions: Table<u32, u64>,
     pub backends: Table<u32, types::lb_backend>,
     pub egress_ports: Table<u32, u32>,
+    pub explained: Table<u32, types::lb_explained>,
+    pub fragments: Table<types::lb_fragment_key, types::lb_fragment>,
     pub hash_slots: Table<u32, u32>,
     pub ingress_ports: Table<u32, u32>,
     pub interfaces: Table<u32, types::lb_interface>,
+    pub label_counters: Table<u32, types::counter>,
+    /// The index of each label's backend plus 1; 0 is none.
+    pub labels: Table<u32, u32>,
     pub ring: Table<u32, u32>,
     pub runtime: Table<u32, types::lb_runtime>,
     pub session_totals: Table<u32, types::session_totals>,
     pub sessions: Table<u32, types::session_bucket>,
+    /// Token buckets of sources.
+    pub source_rates: Table<u32, u64>,
     pub unplaced: Table<u32, types::counter>,
     pub verdicts: Table<u32, types::counter>,
     /// The read-only data of the programs.
@@ -197,15 +309,21 @@ impl Maps {
         Ok(Self {
             backend_counters: Table::new(handle("backend_counters")?)?,
             backend_macs: Table::new(handle("backend_macs")?)?,
+            backend_sessions: Table::new(handle("backend_sessions")?)?,
             backends: Table::new(handle("backends")?)?,
             egress_ports: Table::new(handle("egress_ports")?)?,
+            explained: Table::new(handle("explained")?)?,
+            fragments: Table::new(handle("fragments")?)?,
             hash_slots: Table::new(handle("hash_slots")?)?,
             ingress_ports: Table::new(handle("ingress_ports")?)?,
             interfaces: Table::new(handle("interfaces")?)?,
+            label_counters: Table::new(handle("label_counters")?)?,
+            labels: Table::new(handle("labels")?)?,
             ring: Table::new(handle("ring")?)?,
             runtime: Table::new(handle("runtime")?)?,
             session_totals: Table::new(handle("session_totals")?)?,
             sessions: Table::new(handle("sessions")?)?,
+            source_rates: Table::new(handle("source_rates")?)?,
             unplaced: Table::new(handle("unplaced")?)?,
             verdicts: Table::new(handle("verdicts")?)?,
             config: Table::new(handle(pins::CONFIG)?)?,
@@ -218,9 +336,25 @@ impl Maps {
     ///
     /// Where a pin is missing or no map, and where the layout is another.
     pub fn open(instance: &Instance) -> Result<Self, DatapathError> {
+        Self::open_by(instance, |path| MapHandle::from_pinned_path(path))
+    }
+
+    /// The same for reading alone: the kernel refuses what would change them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Maps::open`].
+    pub fn open_to_read(instance: &Instance) -> Result<Self, DatapathError> {
+        Self::open_by(instance, snapshot::open)
+    }
+
+    fn open_by(
+        instance: &Instance,
+        pinned: impl Fn(&Path) -> libbpf_rs::Result<MapHandle>,
+    ) -> Result<Self, DatapathError> {
         let corrupt =
             |source| PinError::Corrupt { path: instance.path.clone(), name: instance.name.clone(), source };
-        let open = |path: PathBuf| MapHandle::from_pinned_path(path).map_err(|error| corrupt(error.into()));
+        let open = |path: PathBuf| pinned(&path).map_err(|error| corrupt(error.into()));
         let config = instance.pin(pins::CONFIG);
         check_layout(instance, &open(config.clone())?)?;
         Self::gather(|name| {
@@ -277,6 +411,8 @@ pub struct Datapath {
     pub client: Program,
     /// For the interfaces towards the backends.
     pub backend: Program,
+    /// Never attached: run on one entry, it puts that into the session table.
+    pub import: Program,
     pub maps: Maps,
     /// Every map by the name to pin it by.
     handles: Vec<(&'static str, MapHandle)>,
@@ -289,7 +425,35 @@ impl Datapath {
     ///
     /// Where the kernel lacks BTF, or refuses the programs.
     pub fn load(settings: &Settings) -> Result<Self, DatapathError> {
-        Self::build(settings, None)
+        let seed = random();
+        Self::build(None, |rodata| configure(rodata, settings, seed))
+    }
+
+    /// Loads the programs with new, empty maps, with the configuration of others, and to write down what each packet meets.
+    /// A client's place in the new session table is the same as in that of the others.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::load`].
+    pub fn load_explaining(config: &types::rodata) -> Result<Self, DatapathError> {
+        Self::build(None, |rodata| {
+            rodata.session_config = config.session_config;
+            rodata.lb_config = config.lb_config;
+            rodata.lb_config.explain = 1;
+        })
+    }
+
+    /// Loads the programs on the maps of `instance`, with its own configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`Datapath::load`], and where the maps are not what this build needs.
+    pub fn load_again(instance: &Instance) -> Result<Self, DatapathError> {
+        let config = Maps::open(instance)?.config()?;
+        Self::build(Some(instance), |rodata| {
+            rodata.session_config = config.session_config;
+            rodata.lb_config = config.lb_config;
+        })
     }
 
     /// Loads the programs on the maps of `instance`.
@@ -298,31 +462,37 @@ impl Datapath {
     ///
     /// As [`Datapath::load`], and where the maps are not what this build or these settings need.
     pub fn load_upgrade(settings: &Settings, instance: &Instance) -> Result<Self, DatapathError> {
-        Self::build(settings, Some((instance, Maps::open(instance)?)))
+        let maps = Maps::open(instance)?;
+        let config = maps.config()?;
+        let name = || instance.name.clone();
+        let (found, wanted) = (Affinity::of(&config), settings.affinity);
+        if found != wanted {
+            return Err(DatapathError::Affinity { name: name(), found, wanted });
+        }
+        let (found, wanted) = (config.session_config.established_max, settings.max_sessions);
+        if found != wanted {
+            return Err(DatapathError::Sessions { name: name(), found, wanted });
+        }
+        // A client's place in the table is by this hash, and the table stays.
+        let seed = config.session_config.seed;
+        Self::build(Some(instance), |rodata| configure(rodata, settings, seed))
     }
 
-    fn build(settings: &Settings, old: Option<(&Instance, Maps)>) -> Result<Self, DatapathError> {
+    fn build(
+        old: Option<&Instance>,
+        configure: impl FnOnce(&mut types::rodata),
+    ) -> Result<Self, DatapathError> {
         if !Path::new(BTF).exists() {
             return Err(DatapathError::NoBtf { path: BTF });
-        }
-        if let Some((instance, maps)) = &old {
-            let (found, wanted) = (maps.config()?.session_config.established_max, settings.max_sessions);
-            if found != wanted {
-                return Err(DatapathError::Sessions { name: instance.name.clone(), found, wanted });
-            }
         }
         let mut storage = MaybeUninit::uninit();
         let mut open = LbSkelBuilder::default().open(&mut storage).map_err(load_error)?;
 
-        let buckets = (settings.max_sessions.saturating_mul(SLOTS_PER_SESSION) / SESSION_WAYS).max(4);
         let rodata = open.maps.rodata_data.as_deref_mut().expect("the object has read-only data");
-        configure(rodata, settings, buckets);
-        if let Some((_, maps)) = &old {
-            // A client's place in the table is by this hash, and the table stays.
-            rodata.session_config.seed = maps.config()?.session_config.seed;
-        }
+        configure(rodata);
+        let buckets = rodata.session_config.buckets;
         open.maps.sessions.set_max_entries(buckets).map_err(load_error)?;
-        if let Some((instance, _)) = &old {
+        if let Some(instance) = old {
             for mut map in open.open_object_mut().maps_mut() {
                 if let Some(name) = pin_name(map.name()).filter(|name| *name != pins::CONFIG) {
                     reuse(instance, name, &mut map)?;
@@ -345,6 +515,7 @@ impl Datapath {
         Ok(Self {
             client: program(skeleton.progs.lb_client.as_fd())?,
             backend: program(skeleton.progs.lb_backend.as_fd())?,
+            import: program(skeleton.progs.lb_import.as_fd())?,
             maps: Maps::gather(|name| {
                 let (_, handle) =
                     handles.iter().find(|(other, _)| *other == name).expect("each map is listed");
@@ -391,19 +562,38 @@ impl Datapath {
 
 const SESSION_WAYS: u32 = size_of::<types::session_bucket>() as u32 / size_of::<types::session>() as u32;
 
-fn configure(rodata: &mut types::rodata, settings: &Settings, buckets: u32) {
+fn configure(rodata: &mut types::rodata, settings: &Settings, seed: u64) {
     let session = &mut rodata.session_config;
-    session.seed = random();
-    session.buckets = buckets;
+    session.seed = seed;
+    let slots = settings.max_sessions.saturating_mul(settings.affinity.slots_per_session());
+    session.buckets = (slots / SESSION_WAYS).max(4);
     session.established_max = settings.max_sessions;
     session.embryonic_timeout = EMBRYONIC_TIMEOUT;
     session.established_timeout = settings.idle_timeout.as_secs().try_into().unwrap_or(i32::MAX as u32);
+
+    session.primary = match settings.affinity {
+        Affinity::Address => types::session_kind::SESSION_ADDRESS,
+        Affinity::Tunnel => types::session_kind::SESSION_SA,
+    };
+    session.sweeps = (settings.policy == Policy::LeastSessions).into();
 
     let config = &mut rodata.lb_config;
     config.policy = match settings.policy {
         Policy::RoundRobin => types::lb_policy::LB_ROUND_ROBIN,
         Policy::Maglev => types::lb_policy::LB_MAGLEV,
+        Policy::LeastSessions => types::lb_policy::LB_LEAST_SESSIONS,
     };
+    config.affinity = match settings.affinity {
+        Affinity::Address => types::lb_affinity::LB_BY_ADDRESS,
+        Affinity::Tunnel => types::lb_affinity::LB_BY_TUNNEL,
+    };
+    config.on_down = match settings.on_down {
+        OnDown::Rehash => types::lb_on_down::LB_REHASH,
+        OnDown::Hold => types::lb_on_down::LB_HOLD,
+    };
+    config.label_bits = settings.spi_shard;
+    config.down_after = settings.down_after.as_secs().try_into().unwrap_or(i32::MAX as u32);
+    config.explain = 0;
     config.other = match settings.other {
         Other::Drop => types::lb_other::LB_OTHER_DROP,
         Other::Pass => types::lb_other::LB_OTHER_PASS,

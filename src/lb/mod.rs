@@ -5,12 +5,16 @@
 
 pub mod attach;
 pub mod backend;
+pub mod change;
+pub mod config;
 pub mod datapath;
+pub mod explain;
 pub mod interfaces;
 pub mod schedule;
 pub mod session;
 pub mod stats;
 pub mod status;
+pub mod strongswan;
 
 /// The generated skeleton of `bpf/lb.bpf.c`; its `types` are the structs of `bpf/include/lb.h`.
 #[allow(clippy::all, clippy::pedantic)]

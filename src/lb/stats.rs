@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::backend::{self, Load};
 use super::datapath::{DatapathError, Maps};
-use super::skeleton::types::{lb_unplaced, lb_verdict};
+use super::skeleton::types::{lb_label_count, lb_unplaced, lb_verdict};
 use crate::kernel::counters::{self, Count};
 use crate::kernel::table::TableError;
 
@@ -34,6 +34,16 @@ pub const UNPLACED: [(lb_unplaced, &str, &str); 3] = [
     ),
 ];
 
+/// What became visible of SPI labels, each with its stable name and meaning.
+pub const LABELS: [(lb_label_count, &str, &str); 2] = [
+    (
+        lb_label_count::LB_LABEL_DISAGREES,
+        "disagree",
+        "a backend chose an SPI without its label (lb backend strongswan)",
+    ),
+    (lb_label_count::LB_LABEL_UNKNOWN, "unknown", "a client's packet with a label that is no backend's"),
+];
+
 /// All counters of an instance at one moment.
 #[derive(Clone, Debug)]
 pub struct Stats {
@@ -41,6 +51,8 @@ pub struct Stats {
     pub verdicts: [Count; VERDICTS.len()],
     /// Starts that were forwarded by hash for want of a session, in the order of [`UNPLACED`].
     pub unplaced: [Count; UNPLACED.len()],
+    /// In the order of [`LABELS`]; `None` where SPIs have no labels.
+    pub labels: Option<[Count; LABELS.len()]>,
     pub backends: Vec<Load>,
 }
 
@@ -55,7 +67,14 @@ impl Stats {
         for (count, (cause, ..)) in unplaced.iter_mut().zip(UNPLACED) {
             *count = counters::read(&maps.unplaced, cause.0)?;
         }
-        Ok(Self { verdicts: read_verdicts(maps)?, unplaced, backends: backend::loads(maps)? })
+        let mut labels = None;
+        if maps.config()?.lb_config.label_bits != 0 {
+            let counts = labels.insert([Count::default(); LABELS.len()]);
+            for (count, (kind, ..)) in counts.iter_mut().zip(LABELS) {
+                *count = counters::read(&maps.label_counters, kind.0)?;
+            }
+        }
+        Ok(Self { verdicts: read_verdicts(maps)?, unplaced, labels, backends: backend::loads(maps)? })
     }
 
     /// The count of one verdict.
@@ -66,19 +85,29 @@ impl Stats {
 
     /// The document of `lb stats --json`. `since` is an earlier reading and the seconds from it: then there are rates.
     pub fn to_json(&self, name: &str, since: Option<(&Self, f64)>) -> Value {
-        let verdicts: Map<String, Value> = (0..VERDICTS.len())
-            .map(|i| {
-                let rate = since.map(|(old, seconds)| rate(self.verdicts[i] - old.verdicts[i], seconds));
-                (VERDICTS[i].1.to_owned(), counted(self.verdicts[i], rate))
-            })
-            .collect();
-        let unplaced: Map<String, Value> = (0..UNPLACED.len())
-            .map(|i| {
-                let rate = since.map(|(old, seconds)| rate(self.unplaced[i] - old.unplaced[i], seconds));
-                (UNPLACED[i].1.to_owned(), counted(self.unplaced[i], rate))
-            })
-            .collect();
-        json!({ "name": name, "verdicts": verdicts, "unplaced_starts": unplaced, "backends": self.backends })
+        let counts = |names: &[&str], now: &[Count], old: Option<&[Count]>| -> Value {
+            let named = (0..names.len()).map(|i| {
+                let rate = since.zip(old).map(|((_, seconds), old)| rate(now[i] - old[i], seconds));
+                (names[i].to_owned(), counted(now[i], rate))
+            });
+            Value::Object(named.collect::<Map<String, Value>>())
+        };
+        let old = since.map(|(old, _)| old);
+        let mut document = json!({
+            "name": name,
+            "verdicts": counts(
+                &VERDICTS.map(|(_, name, _)| name), &self.verdicts, old.map(|old| &old.verdicts[..]),
+            ),
+            "unplaced_starts": counts(
+                &UNPLACED.map(|(_, name, _)| name), &self.unplaced, old.map(|old| &old.unplaced[..]),
+            ),
+            "backends": self.backends,
+        });
+        if let Some(labels) = &self.labels {
+            let old = old.and_then(|old| old.labels.as_ref()).map(|labels| &labels[..]);
+            document["labels"] = counts(&LABELS.map(|(_, name, _)| name), labels, old);
+        }
+        document
     }
 }
 
@@ -129,5 +158,7 @@ mod tests {
         assert_eq!(numbers, (0..lb_verdict::LB_VERDICTS.0).collect::<Vec<_>>());
         let causes: Vec<u32> = UNPLACED.iter().map(|(cause, ..)| cause.0).collect();
         assert_eq!(causes, (0..lb_unplaced::LB_UNPLACED.0).collect::<Vec<_>>());
+        let labels: Vec<u32> = LABELS.iter().map(|(kind, ..)| kind.0).collect();
+        assert_eq!(labels, (0..lb_label_count::LB_LABEL_COUNTS.0).collect::<Vec<_>>());
     }
 }

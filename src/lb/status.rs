@@ -3,7 +3,7 @@
 use serde::Serialize;
 use thiserror::Error;
 
-use super::datapath::{DatapathError, Maps, Policy};
+use super::datapath::{Affinity, DatapathError, Maps, OnDown, Policy};
 use super::skeleton::types;
 use super::{GROUP, interfaces};
 use crate::kernel::pins::{Instance, PinError, Root};
@@ -52,6 +52,12 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize)]
 pub struct Shown {
     pub policy: Policy,
+    pub affinity: Affinity,
+    pub on_down: OnDown,
+    /// Seconds without an answer after which a backend counts as down; 0 is never.
+    pub down_after_s: u32,
+    /// How many top bits of an SPI name its backend; 0 if none do.
+    pub spi_shard: u32,
     pub vips: Vec<std::net::IpAddr>,
     pub max_sessions: u32,
     pub idle_timeout_s: u32,
@@ -140,7 +146,11 @@ fn shown(maps: &Maps, config: &types::rodata) -> Result<Shown, TableError> {
     let lb = &config.lb_config;
     let totals = maps.session_totals.get(&0)?.unwrap_or_default();
     Ok(Shown {
-        policy: if lb.policy == types::lb_policy::LB_MAGLEV { Policy::Maglev } else { Policy::RoundRobin },
+        policy: Policy::of(config),
+        affinity: Affinity::of(config),
+        on_down: OnDown::of(config),
+        down_after_s: lb.down_after,
+        spi_shard: lb.label_bits,
         vips: lb.vips.iter().take(lb.vip_count as usize).map(|vip| (*vip).into()).collect(),
         max_sessions: config.session_config.established_max,
         idle_timeout_s: config.session_config.established_timeout,

@@ -21,8 +21,13 @@ pub fn datapath_of(settings: &Settings, macs: &[Option<macaddr::MacAddr6>]) -> D
     let datapath = Datapath::load(settings).expect("the programs load");
     let new: Vec<NewBackend> = macs
         .iter()
-        .enumerate()
-        .map(|(index, mac)| NewBackend { name: format!("eth{}", index + 2), mac: *mac, weight: 1 })
+        .zip(0..)
+        .map(|(mac, port)| NewBackend {
+            name: format!("eth{}", port + 2),
+            port,
+            mac: *mac,
+            ..NewBackend::default()
+        })
         .collect();
     backend::install(&datapath.maps, &new).expect("the backends can be set up");
     for index in 0..macs.len() as u32 {

@@ -53,8 +53,10 @@ impl Profile {
     fn backends(&self) -> Vec<NewBackend> {
         let new = |(index, &(weight, given)): (u8, &(u32, bool))| NewBackend {
             name: format!("eth{}", index + 2),
+            port: index.into(),
             mac: given.then(|| packet::backend_mac(index).into()),
             weight,
+            ..NewBackend::default()
         };
         (0..).zip(self.backends).map(new).collect()
     }

@@ -244,7 +244,7 @@ impl Model {
             return Outcome { table_full: result.verdict == Verdict::Stateless, ..result };
         }
         let chosen = match self.settings.policy {
-            Policy::RoundRobin => self.take_turn(),
+            Policy::RoundRobin | Policy::LeastSessions => self.take_turn(),
             Policy::Maglev => self.hash(client),
         };
         let Some(backend) = chosen else { return outcome(Verdict::NoBackend, Way::Drop) };

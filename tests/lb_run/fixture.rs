@@ -327,8 +327,10 @@ impl Balancer {
             .zip(weights)
             .map(|(index, &weight)| NewBackend {
                 name: format!("eth{}", index + 2),
+                port: index,
                 mac: self.mac(index).map(Into::into),
                 weight,
+                ..NewBackend::default()
             })
             .collect();
         backend::install(&self.datapath.maps, &new).expect("the backends can be set up");

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb::lb::backend;
 use lb::lb::datapath::{Policy, Settings};
-use lb::lb::skeleton::types::{lb_backend_state, lb_verdict};
+use lb::lb::skeleton::types::{lb_verdict};
 
 use crate::common::packet::{
     Ike, ah, arp, backend_mac, client, echo_reply, echo_request, esp, esp_in_udp, ike, keepalive,
@@ -128,7 +128,7 @@ fn root_sessions_wait_for_a_backend_that_is_unresolved() {
     let backends = &balancer.datapath.maps.backends;
     let resolved = backends.get(&index).unwrap().unwrap();
     let mut unresolved = resolved;
-    unresolved.station.state = lb_backend_state::LB_UNRESOLVED;
+    unresolved.station.mac = [0; 6];
     backends.set(&index, &unresolved).unwrap();
     for frame in [esp(client, 7), start(client)] {
         assert_eq!(balancer.outcome(&frame), (lb_verdict::LB_NO_BACKEND, None));

@@ -3,13 +3,17 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backends;
+mod config;
 mod errors;
+mod explain;
 mod flood;
 mod kernel;
 mod lab;
 mod lifecycle;
 mod packets;
 mod scaleout;
+mod sessions;
 mod stream;
 mod traffic;
 mod upgrade;

@@ -87,7 +87,7 @@ fn name(backend: usize) -> String {
 
 /// Where one more frame of the client goes; it has to reach one backend alone.
 #[track_caller]
-fn destination(client: &Tap, backends: &Taps, frame: &[u8]) -> usize {
+pub fn destination(client: &Tap, backends: &Taps, frame: &[u8]) -> usize {
     client.send(frame);
     // The kernel takes a VLAN tag off before it shows a frame to a raw socket.
     let is_tag = |at: usize| matches!(frame[at..at + 2], [0x81, 0x00] | [0x88, 0xa8]);
@@ -98,7 +98,7 @@ fn destination(client: &Tap, backends: &Taps, frame: &[u8]) -> usize {
 }
 
 /// A frame as a backend sends it to the client.
-fn answer(backend: usize, frame: Vec<u8>) -> Vec<u8> {
+pub fn answer(backend: usize, frame: Vec<u8>) -> Vec<u8> {
     packet::sent_to(packet::sent_by(frame, packet::backend_mac(backend as u8)), packet::CLIENT_MAC)
 }
 

@@ -2,20 +2,22 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
 
-use super::{Failure, Global, Name, Usage, duration};
+use super::{Failure, Global, Name, Usage};
 use crate::iflist::InterfaceList;
 use crate::kernel::counters::Count;
 use crate::kernel::pins::Instance;
 use crate::kernel::xdp::Mode;
 use crate::lb::GROUP;
-use crate::lb::attach::{self, AttachError, Request};
-use crate::lb::datapath::{Maps, Other, Policy, ReturnPath, Settings, VIPS_MAX};
+use crate::lb::attach::{self, AttachError, Replace, Request};
+use crate::lb::config::{self, Config, MAX_SESSIONS, SPI_SHARD, START_RATE};
+use crate::lb::datapath::{Affinity, Maps, OnDown, Other, Policy, ReturnPath, Settings, VIPS_MAX};
 use crate::lb::skeleton::types::lb_verdict;
 use crate::lb::stats::{self, Rate, VERDICTS};
 use crate::output;
@@ -23,67 +25,84 @@ use crate::output;
 #[derive(Debug, Args)]
 pub struct Attach {
     /// Interfaces towards the clients: names and inclusive ranges, such as eth1,eth7..eth9
-    #[arg(long, value_name = "IFLIST")]
-    ingress: InterfaceList,
+    #[arg(long, value_name = "IFLIST", required_unless_present = "config")]
+    ingress: Option<InterfaceList>,
     /// Interfaces towards the backends, one backend behind each; NAME=MAC gives a backend's MAC
-    #[arg(long, value_name = "IFLIST")]
-    egress: InterfaceList,
-    /// Where in the kernel the programs run
-    #[arg(long, value_enum, default_value = "drv")]
-    mode: Mode,
+    #[arg(long, value_name = "IFLIST", required_unless_present = "config")]
+    egress: Option<InterfaceList>,
+    /// Where in the kernel the programs run [default: drv]
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
     #[command(flatten)]
     name: Name,
+    /// Take all this from a TOML file, whose keys are these options' names, and which may have a [[backend]] for each backend
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = [
+            "ingress", "egress", "vips", "policy", "affinity", "spi_shard", "max_sessions", "idle_timeout",
+            "start_rate", "other", "on_down", "down_after", "return_path",
+        ]
+    )]
+    config: Option<PathBuf>,
     /// Balance this address alone, and find the backends' MACs by it; may be repeated [default: every address]
     #[arg(long = "vip", value_name = "ADDR")]
     vips: Vec<IpAddr>,
     /// How a new client's backend is chosen
     #[arg(long, value_enum, default_value = "round-robin")]
     policy: Policy,
-    /// What counts as one client: `address`, its IP address
+    /// What counts as one client
     #[arg(long, value_enum, default_value = "address")]
     affinity: Affinity,
-    /// How many clients can have an established session; takes 256 bytes for each
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304), default_value_t = Settings::default().max_sessions)]
+    /// The top BITS bits of the SPIs that a backend chooses name it, see `lb backend strongswan`
+    #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(SPI_SHARD))]
+    spi_shard: Option<u32>,
+    /// How many clients can have an established session; takes 256 bytes for each, 1 KiB with --affinity tunnel
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(MAX_SESSIONS), default_value_t = Settings::default().max_sessions)]
     max_sessions: u32,
     /// How long an established session may be silent, such as 90m or 24h
-    #[arg(long, value_name = "DUR", value_parser = idle_timeout, default_value = "24h")]
+    #[arg(long, value_name = "DUR", value_parser = config::idle_timeout, default_value = "24h")]
     idle_timeout: Duration,
     /// New sessions a second, in total; a twentieth of it for one source
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000), default_value_t = Settings::default().start_rate)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(START_RATE), default_value_t = Settings::default().start_rate)]
     start_rate: u32,
     /// What happens to packets that are none of a VPN's
     #[arg(long, value_enum, default_value = "drop")]
     other: Other,
+    /// What becomes of the sessions at a backend that is down
+    #[arg(long, value_enum, default_value = "rehash")]
+    on_down: OnDown,
+    /// Take a backend for down that has answered nothing for so long; 0 is never
+    #[arg(long, value_name = "DUR", value_parser = config::down_after, default_value = "0")]
+    down_after: Duration,
     /// Which way the backends' answers take: through this balancer, or past it
     #[arg(long, value_enum, default_value = "here")]
     return_path: ReturnPath,
     /// Upgrade in place if an instance of that name is attached: no packet is lost, no session forgotten
+    ///
+    /// Interfaces have to be the same, and backends stay as they are but for MACs that are given. With --config, interfaces
+    /// and backends become what the file says too: what differs is changed, the rest is not touched.
     #[arg(long)]
     replace: bool,
+    /// End the sessions of backends that the file does not have any more
+    #[arg(long, requires_all = ["replace", "config"], conflicts_with_all = ["ingress", "egress"])]
+    force: bool,
     /// Stay, print a line of counters each second, and detach on Ctrl-C or SIGTERM
     #[arg(long)]
     foreground: bool,
 }
 
-/// What the datapath takes for one client.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Affinity {
-    /// An IP address
-    Address,
-}
-
-fn idle_timeout(text: &str) -> Result<Duration, String> {
-    let parsed = duration(text)?;
-    let range = Duration::from_secs(1)..=Duration::from_secs(i32::MAX as u64);
-    if range.contains(&parsed) { Ok(parsed) } else { Err("it must be from 1s to 68 years".into()) }
-}
-
 impl Attach {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
-        let Affinity::Address = self.affinity;
-        let request = self.request(global)?;
+        let request = match &self.config {
+            Some(path) => self.request_of_file(path, global)?,
+            None => self.request(global)?,
+        };
         let root = global.root();
-        attach::validate(&request).map_err(|error| Usage(error.to_string()))?;
+        attach::validate(&request).map_err(|error| match &self.config {
+            Some(path) => format!("{}: {error}", path.display()).into(),
+            None => Failure::from(Usage(error.to_string())),
+        })?;
         // Before the attach, so that no signal finds it done and nobody to undo it.
         let stopped = if self.foreground { Some(on_signal()?) } else { None };
         let attached = attach::attach(&root, &request).map_err(usage)?;
@@ -93,9 +112,6 @@ impl Attach {
         if let Some(stopped) = stopped {
             return foreground(global, &root.instance(GROUP, &request.name)?, &stopped);
         }
-        let names = |list: &[crate::iflist::Listed]| {
-            list.iter().map(|listed| listed.name.as_str()).collect::<Vec<_>>().join(",")
-        };
         if global.json {
             output::json(&json!({
                 "name": request.name, "replaced": attached.replaced, "warnings": attached.warnings,
@@ -105,45 +121,65 @@ impl Attach {
             "{} {}: {} -> {} ({})",
             if attached.replaced { "replaced" } else { "attached" },
             request.name,
-            names(&request.ingress),
-            names(&request.egress),
+            request.ingress.join(","),
+            request.egress().join(","),
             request.mode
         ));
         Ok(())
     }
 
-    fn request(&self, global: &Global) -> Result<Request, Usage> {
-        if let Some(listed) = self.ingress.0.iter().find(|listed| listed.mac.is_some()) {
+    fn request(&self, global: &Global) -> Result<Request, Failure> {
+        let list = |list: &Option<InterfaceList>| list.clone().map(|list| list.0).unwrap_or_default();
+        let (ingress, egress) = (list(&self.ingress), list(&self.egress));
+        if let Some(listed) = ingress.iter().find(|listed| listed.mac.is_some()) {
             return Err(Usage(format!(
                 "--ingress {}=MAC: a MAC belongs to a backend, so to --egress",
                 listed.name
-            )));
+            ))
+            .into());
         }
         if self.vips.len() > VIPS_MAX {
             return Err(Usage(format!(
                 "more than {VIPS_MAX} VIPs; leave --vip out to balance every address"
-            )));
+            ))
+            .into());
         }
-        if let Some(vip) = self.vips.iter().find(|vip| vip.is_multicast() || vip.is_unspecified()) {
-            return Err(Usage(format!("--vip {vip}: no host can own that address")));
+        for vip in &self.vips {
+            config::check_vip(*vip).map_err(Usage)?;
         }
         Ok(Request {
             name: self.name.name.clone(),
-            ingress: self.ingress.0.clone(),
-            egress: self.egress.0.clone(),
-            mode: self.mode,
+            ingress: ingress.into_iter().map(|listed| listed.name).collect(),
+            backends: config::one_behind_each(&egress),
+            mode: self.mode.unwrap_or(Mode::Drv),
             settings: Settings {
                 policy: self.policy,
+                affinity: self.affinity,
+                on_down: self.on_down,
+                spi_shard: self.spi_shard.unwrap_or_default(),
+                down_after: self.down_after,
                 other: self.other,
                 return_path: self.return_path,
                 max_sessions: self.max_sessions,
                 idle_timeout: self.idle_timeout,
                 start_rate: self.start_rate,
                 vips: self.vips.clone(),
-                ingress_count: self.ingress.0.len() as u32,
                 netns: global.netns.clone(),
+                ..Settings::default()
             },
-            replace: self.replace,
+            replace: if self.replace { Replace::Programs } else { Replace::No },
+        })
+    }
+
+    fn request_of_file(&self, path: &Path, global: &Global) -> Result<Request, Failure> {
+        let file = Config::read(path)?;
+        Ok(Request {
+            name: self.name.name.clone(),
+            ingress: file.ingress,
+            backends: file.backends,
+            mode: self.mode.or(file.mode).unwrap_or(Mode::Drv),
+            settings: Settings { netns: global.netns.clone(), ..file.settings },
+            replace: if self.replace { Replace::All { force: self.force } } else { Replace::No },
         })
     }
 }
@@ -157,7 +193,7 @@ fn usage(error: AttachError) -> Failure {
 }
 
 /// Hears of SIGINT, SIGTERM and SIGHUP from now on, instead of being ended by them.
-fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
+pub(super) fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
     let (stop, stopped) = mpsc::channel();
     ctrlc::set_handler(move || {
         // A second signal finds nobody to tell, and the first one is being obeyed.

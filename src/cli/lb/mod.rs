@@ -2,21 +2,22 @@
 
 mod attach;
 mod backend;
+mod explain;
 mod session;
 mod stats;
-
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use super::{Failure, Global, Usage};
-use crate::kernel::pins::{self, PinError};
+use crate::kernel::pins::{self, Instance, PinError};
 use crate::lb::attach::{self as library, DetachError};
+use crate::lb::config::duration;
 use crate::lb::datapath::Maps;
 use crate::lb::{DEFAULT_NAME, GROUP, status};
 use crate::output;
 use attach::Attach;
 use backend::BackendCommand;
+use explain::Explain;
 use session::SessionCommand;
 use stats::StatsArgs;
 
@@ -39,13 +40,20 @@ pub enum Command {
         #[command(subcommand)]
         command: SessionCommand,
     },
-    /// Show backends
+    /// Show backends, and add, remove and change them while packets pass
     Backend {
         #[command(flatten)]
         name: Name,
         #[command(subcommand)]
         command: BackendCommand,
     },
+    /// Show what would become of packets, and by which rule
+    ///
+    /// Runs the attached program's own code on the packets of a capture, or on one packet that the options describe, and
+    /// changes nothing: the program is loaded a second time, on a copy of the tables, with no reference to the live ones,
+    /// which are opened for reading alone. No frame leaves. The packets of a capture are explained in their order, each as if it
+    /// came now: a packet finds what those before it have left in the copy.
+    Explain(Box<Explain>),
 }
 
 /// Which instance a command is about.
@@ -69,10 +77,6 @@ fn instance_name(text: &str) -> Result<String, PinError> {
     pins::check_name(text).map(|()| text.into())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 30s, 90m or 24h"))
-}
-
 impl Command {
     pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
         match self {
@@ -80,18 +84,24 @@ impl Command {
             Self::Detach(detach) => detach.run(global),
             Self::Status => show_status(global),
             Self::Stats(stats) => stats.run(global),
-            Self::Session { name, command } => command.run(&open(global, &name)?, global),
+            Self::Session { name, command } => command.run(&name, global),
             Self::Backend { name, command } => command.run(&name, global),
+            Self::Explain(explain) => explain.run(global),
         }
     }
 }
 
 /// The maps of the instance that a command is about.
 fn open(global: &Global, name: &Name) -> Result<Maps, Failure> {
+    Ok(Maps::open(&instance(global, name)?)?)
+}
+
+/// The instance that a command is about.
+fn instance(global: &Global, name: &Name) -> Result<Instance, Failure> {
     let root = global.root();
     let instance = root.instance(GROUP, &name.name)?;
     if instance.is_whole() {
-        return Ok(Maps::open(&instance)?);
+        return Ok(instance);
     }
     if instance.exists() {
         return Err(format!(

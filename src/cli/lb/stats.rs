@@ -8,7 +8,7 @@ use super::backend::backend_table;
 use super::{Failure, Global, Name, duration, open};
 use crate::kernel::counters::Count;
 use crate::lb::GROUP;
-use crate::lb::stats::{self, Stats, UNPLACED, VERDICTS};
+use crate::lb::stats::{self, LABELS, Stats, UNPLACED, VERDICTS};
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -73,19 +73,22 @@ fn print_stats(global: &Global, name: &str, now: &Stats, since: Option<(&Stats, 
         let rates: &[&str] = if since.is_some() { &["PACKETS/S", "BYTES/S"] } else { &[] };
         [&[first, "PACKETS", "BYTES"], rates, &[""]].concat()
     };
-    let mut parts = Vec::new();
-    let verdicts = (0..VERDICTS.len())
-        .map(|i| row(VERDICTS[i].1, VERDICTS[i].2, now.verdicts[i], since.map(|(old, _)| old.verdicts[i])));
-    parts.push(output::table(&header("VERDICT"), &[1, 2, 3, 4][..header("").len() - 2], verdicts));
+    let table = |title, names: &[(&str, &str)], counts: &[Count], old: Option<&[Count]>| {
+        let rows = (0..names.len()).map(|i| row(names[i].0, names[i].1, counts[i], old.map(|old| old[i])));
+        output::table(&header(title), &[1, 2, 3, 4][..header("").len() - 2], rows)
+    };
+    let old = since.map(|(old, _)| old);
+    let verdicts = VERDICTS.map(|(_, name, meaning)| (name, meaning));
+    let mut parts = vec![table("VERDICT", &verdicts, &now.verdicts, old.map(|old| &old.verdicts[..]))];
     if now.unplaced.iter().any(|count| count.packets > 0) {
-        let unplaced = (0..UNPLACED.len()).map(|i| {
-            row(UNPLACED[i].1, UNPLACED[i].2, now.unplaced[i], since.map(|(old, _)| old.unplaced[i]))
-        });
-        parts.push(output::table(
-            &header("START WITHOUT SESSION"),
-            &[1, 2, 3, 4][..header("").len() - 2],
-            unplaced,
-        ));
+        let causes = UNPLACED.map(|(_, name, meaning)| (name, meaning));
+        let old = old.map(|old| &old.unplaced[..]);
+        parts.push(table("START WITHOUT SESSION", &causes, &now.unplaced, old));
+    }
+    if let Some(labels) = &now.labels {
+        let names = LABELS.map(|(_, name, meaning)| (name, meaning));
+        let old = old.and_then(|old| old.labels.as_ref()).map(|labels| &labels[..]);
+        parts.push(table("SPI LABEL", &names, labels, old));
     }
     parts.push(backend_table(&now.backends));
     if since.is_some() {

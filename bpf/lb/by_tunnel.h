@@ -1,0 +1,437 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Affinity `tunnel`: a client is an IKE SA, and many of them may be behind one address.
+ *
+ * IKE is known by its initiator SPI, wherever it comes from. ESP in UDP is known by its endpoint, address and port,
+ * which is bound to an SA when IKE has spoken from there; plain ESP and AH by source and SPI. Only IKE moves a binding, as
+ * its SPIs are a secret between the two ends and whoever is between them; ESP, which is not authenticated here, may
+ * add one. The address has an entry too: the newest proven SA from there, or whoever pinged first. It is for what
+ * names no tunnel: pings, fragments that overtake their first one, ESP with an SPI that nobody has seen.
+ */
+#pragma once
+
+#include "decision.h"
+
+/* Binds the packet's endpoint, SPI or address to a backend, and to the SA `initiator_spi`. */
+static __always_inline void bind(struct scene *scene, enum session_kind kind, enum session_state state, __u32 backend,
+				 __be64 initiator_spi, bool replace)
+{
+	entry_for(scene, kind, state, backend);
+	scene->entry.initiator_spi = initiator_spi;
+	scene->entry.replace = replace;
+	session_put(&scene->entry);
+}
+
+/*
+ * Makes the SA that the packet's endpoint was bound to a learned one, as a newer one is proven there: it was rekeyed, or
+ * it is another connection of one client, which goes on all the same. So an endpoint has one session.
+ */
+static __always_inline void follow_up(struct scene *scene)
+{
+	struct session *session = session_at(look_for(scene, SESSION_ENDPOINT));
+	struct session_meta meta;
+
+	if (!session || !session->initiator_spi || session->initiator_spi == scene->message.initiator_spi)
+		return;
+	session = session_at(look_for_sa(scene, session->initiator_spi));
+	if (!session)
+		return;
+	meta = session_read(session);
+	if (session_is_established(meta))
+		session_change(session, SESSION_LEARNED, meta.backend);
+}
+
+/* Binds the packet's endpoint and address to its SA, at `backend`. `newest` makes the SA the address's own. */
+__noinline int bind_sa(struct scene *scene, __u32 backend, bool newest)
+{
+	if (!scene)
+		return 0;
+	if (scene->message.port) {
+		follow_up(scene);
+		bind(scene, SESSION_ENDPOINT, SESSION_ESTABLISHED, backend, scene->message.initiator_spi, true);
+	}
+	bind(scene, SESSION_ADDRESS, SESSION_ESTABLISHED, backend, scene->message.initiator_spi, newest);
+	return 0;
+}
+
+/* What the proof of an SA brings: it is established, and what it came from and comes from now is bound to it. */
+__noinline int prove_sa(struct scene *scene)
+{
+	struct session *session;
+	struct session_meta meta;
+	struct address client;
+	__u16 port;
+	bool first, moved, travelled;
+
+	if (!scene)
+		return 0;
+	session = session_at(look_for(scene, SESSION_SA));
+	if (!session)
+		return 0;
+	meta = session_read(session);
+	client = scene->message.client;
+	port = scene->message.port;
+	first = !session_is_established(meta);
+	travelled = !address_equal(&session->client, &client);
+	moved = travelled || session->detail != port;
+	if (first && moved) {
+		scene->message.client = session->client;
+		scene->message.port = session->detail;
+		bind_sa(scene, meta.backend, false);
+		scene->message.client = client;
+		scene->message.port = port;
+	}
+	bind_sa(scene, meta.backend, first || travelled);
+	if (moved) {
+		session->client = client;
+		session->detail = port;
+	}
+	if (first)
+		session_change(session, SESSION_ESTABLISHED, meta.backend);
+	return 0;
+}
+
+/* An IKE packet of an SA that is known. False where its backend has gone, or where it is not that SA's packet. */
+static __always_inline bool decide_sa(struct scene *scene, __s64 place, struct session *session)
+{
+	const struct message *message = &scene->message;
+	struct session_meta meta = session_read(session);
+
+	if (backend_is_left(meta.backend, scene->now))
+		return false;
+	/*
+	 * The client speaks to a responder that is not this SA's, before that one has won: its start went by hash before
+	 * it was repeated, and was answered there.
+	 */
+	if (session_state(meta) == SESSION_EMBRYONIC && message->responder_spi && session->responder_spi &&
+	    session->responder_spi != message->responder_spi)
+		return false;
+	decide_by_session(scene, place, session, meta, LB_BECAUSE_SA);
+	scene->decision.proves =
+		proves_return_path(session, message) &&
+		(!session_is_established(meta) || meta.last_seen != scene->now || session->detail != message->port ||
+		 !address_equal(&session->client, &message->client));
+	return true;
+}
+
+/* The first packet of an SA, at `bound` if its endpoint is bound to that. False, with the reason, where it has no entry. */
+static __always_inline bool decide_new_sa(struct scene *scene, __u32 bound)
+{
+	const struct message *message = &scene->message;
+	int refused = start_refused(&message->client, scene->bytes, scene->now);
+	enum lb_reason reason = LB_BECAUSE_ENDPOINT;
+	__u32 backend = bound;
+	struct session *address;
+
+	if (refused) {
+		scene->decision.reason = refused;
+		return false;
+	}
+	if (backend >= LB_BACKENDS_MAX) {
+		backend = pick_for_start(&message->client, scene->now);
+		reason = LB_BECAUSE_POLICY;
+	}
+	if (!decide_new(scene, SESSION_SA, backend, reason)) {
+		scene->decision.reason = LB_BECAUSE_FULL;
+		return false;
+	}
+	if (scene->decision.verdict != LB_NEW)
+		return true;
+	address = session_at(look_for(scene, SESSION_ADDRESS));
+	if (!address || session_state(session_read(address)) == SESSION_EMBRYONIC)
+		bind(scene, SESSION_ADDRESS, SESSION_EMBRYONIC, scene->decision.backend, message->initiator_spi, true);
+	return true;
+}
+
+/* IKE whose SA has no entry, or one that does not count: by the endpoint that it comes from. */
+static __always_inline void decide_ike_by_endpoint(struct scene *scene, bool known)
+{
+	const struct message *message = &scene->message;
+	enum lb_reason otherwise = known ? LB_BECAUSE_DOWN : LB_BECAUSE_HASH;
+	__s64 place = look_for(scene, SESSION_ENDPOINT);
+	struct session *session = session_at(place);
+	struct session_meta meta = {};
+
+	if (session) {
+		meta = session_read(session);
+		if (backend_is_left(meta.backend, scene->now)) {
+			session = NULL;
+			otherwise = LB_BECAUSE_DOWN;
+		}
+	}
+	if (message->starts_sa && !known) {
+		bool follows = session && backend_takes(meta.backend, WANTED_FOR_STARTS, scene->now);
+
+		if (decide_new_sa(scene, follows ? meta.backend : LB_BACKENDS_MAX))
+			return;
+		if (!follows)
+			session = NULL;
+		otherwise = scene->decision.reason;
+	}
+	if (!session) {
+		decide_by_hash_called(scene, otherwise);
+		return;
+	}
+	decide_by_session(scene, place, session, meta, LB_BECAUSE_ENDPOINT);
+	/* An SA that goes on from one that is bound here, as after a rekey. */
+	if (!known && message->initiator_spi && message->responder_spi && source_rate_allows(message->client))
+		bind(scene, SESSION_SA, SESSION_LEARNED, meta.backend, message->initiator_spi, false);
+}
+
+__noinline int decide_ike(struct scene *scene)
+{
+	struct session *session;
+	__u32 labelled;
+	__s64 place;
+
+	if (!scene)
+		return 0;
+	place = look_for(scene, SESSION_SA);
+	session = session_at(place);
+	if (!(session && session_has_spis(session, &scene->message))) {
+		labelled = backend_of_ike_label(scene);
+		if (labelled < LB_BACKENDS_MAX && !(session && session_read(session).backend == labelled)) {
+			decide_stateless(labelled, LB_BECAUSE_LABEL, &scene->decision);
+			return 0;
+		}
+	}
+	if (!session || !decide_sa(scene, place, session))
+		decide_ike_by_endpoint(scene, session != NULL);
+	return 0;
+}
+
+/*
+ * What is done once a second for an entry that ESP came by: the SA that it belongs to lives as long as its ESP does, and
+ * the SPI is noted, to find the tunnel by when NAT gives it another port.
+ */
+static __always_inline void tend_esp(struct scene *scene, const struct session *session, __u32 backend)
+{
+	__be64 initiator_spi = session->initiator_spi;
+	struct session *other;
+
+	if (initiator_spi) {
+		other = session_at(look_for_sa(scene, initiator_spi));
+		if (other)
+			session_refresh(other, session_read(other), scene->now);
+	}
+	other = session_at(look_for(scene, SESSION_ADDRESS));
+	if (other)
+		session_refresh(other, session_read(other), scene->now);
+	if (scene->message.spi >= SPI_FIRST && source_rate_allows(scene->message.client))
+		bind(scene, SESSION_ESP, SESSION_LEARNED, backend, initiator_spi, false);
+}
+
+/* ESP that its own entry, the endpoint's or the SPI's, does not decide, or that has something to tend. */
+__noinline int decide_esp(struct scene *scene)
+{
+	const struct message *message;
+	struct session_meta meta;
+	struct session *session;
+	bool binds = false;
+	__s64 place;
+
+	if (!scene)
+		return 0;
+	message = &scene->message;
+	scene->decision.reason = message->port ? LB_BECAUSE_ENDPOINT : LB_BECAUSE_ESP;
+	place = message->port ? look_for(scene, SESSION_ENDPOINT) : look_for(scene, SESSION_ESP);
+	if (place == SESSION_NOWHERE) {
+		/* NAT may have given the tunnel another port; plain ESP has the newest SA of its address. */
+		scene->decision.reason = message->port ? LB_BECAUSE_ESP : LB_BECAUSE_ADDRESS;
+		place = message->port ? look_for(scene, SESSION_ESP) : look_for(scene, SESSION_ADDRESS);
+		binds = message->port;
+	}
+	session = session_at(place);
+	if (!session)
+		goto by_hash;
+	meta = session_read(session);
+	if (scene->decision.reason == LB_BECAUSE_ADDRESS && !session_is_established(meta))
+		goto by_hash;
+	if (backend_is_left(meta.backend, scene->now)) {
+		decide_by_hash_called(scene, LB_BECAUSE_DOWN);
+		return 0;
+	}
+	tend_esp(scene, session, meta.backend);
+	if (binds && source_rate_allows(message->client))
+		bind(scene, SESSION_ENDPOINT, SESSION_LEARNED, meta.backend, session->initiator_spi, false);
+	decide_by_session(scene, place, session, meta, scene->decision.reason);
+	return 0;
+
+by_hash:
+	decide_by_hash_called(scene, LB_BECAUSE_HASH);
+	return 0;
+}
+
+/* What names no tunnel: by its endpoint if it has one, or else by its address. */
+__noinline int decide_rest(struct scene *scene)
+{
+	const struct message *message;
+	struct session_meta meta;
+	struct session *session;
+	__s64 place = SESSION_NOWHERE;
+
+	if (!scene)
+		return 0;
+	message = &scene->message;
+	scene->decision.reason = LB_BECAUSE_ENDPOINT;
+	if (message->port)
+		place = look_for(scene, SESSION_ENDPOINT);
+	if (place == SESSION_NOWHERE && message->kind == KIND_KEEPALIVE) {
+		scene->decision.verdict = LB_KEEPALIVE_DROPPED;
+		return 0;
+	}
+	if (place == SESSION_NOWHERE) {
+		place = look_for(scene, SESSION_ADDRESS);
+		scene->decision.reason = LB_BECAUSE_ADDRESS;
+	}
+	session = session_at(place);
+	if (!session) {
+		if (message->kind == KIND_ECHO_REQUEST)
+			decide_start(scene, SESSION_ADDRESS);
+		else
+			decide_by_hash_called(scene, LB_BECAUSE_HASH);
+		return 0;
+	}
+	meta = session_read(session);
+	if (backend_is_left(meta.backend, scene->now))
+		decide_by_hash_called(scene, LB_BECAUSE_DOWN);
+	else
+		decide_by_session(scene, place, session, meta, scene->decision.reason);
+	return 0;
+}
+
+/* decide_by_tunnel() for what takes more than a look at one entry. */
+static __always_inline void decide_by_tunnel_more(struct scene *scene)
+{
+	if (scene->message.kind == KIND_IKE) {
+		decide_ike(scene);
+		if (scene->decision.proves)
+			prove_sa(scene);
+	} else if (scene->message.kind == KIND_ESP) {
+		decide_esp(scene);
+	} else {
+		decide_rest(scene);
+	}
+}
+
+/*
+ * A packet from the client side that is for a backend. False where decide_by_tunnel_more() has to decide. *session is
+ * the entry that it counts for.
+ */
+static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct packet *packet,
+					     const struct message *message, __u32 now, struct decision *decision,
+					     struct session **session)
+{
+	struct session_key key = session_key_of_esp(&message->client, message->spi);
+	struct session_meta meta;
+	struct session *found;
+	__u32 backend;
+
+	if (decide_by_esp_label(message, frame_bytes(ctx), now, decision))
+		return true;
+	if (message->kind == KIND_LATER_FRAGMENT && fragment_recall(packet, now, &backend)) {
+		decide_stateless(backend, LB_BECAUSE_FRAGMENT, decision);
+		return true;
+	}
+	if (message->kind != KIND_ESP)
+		return false;
+	if (message->port) {
+		key.detail = message->port;
+		key.kind = SESSION_ENDPOINT;
+	}
+	found = session_find(&key, now, &meta);
+	if (!found || meta.last_seen != now)
+		return false;
+	decision->verdict = LB_SESSION;
+	decision->reason = message->port ? LB_BECAUSE_ENDPOINT : LB_BECAUSE_ESP;
+	decision->backend = meta.backend;
+	session_use(found, meta, message->kind, ingress_index(ctx), now);
+	*session = found;
+	return true;
+}
+
+/*
+ * IKE from a backend with an SPI that is not known. It begins an SA, or goes on with a rekeyed one at an endpoint that is
+ * bound to this backend: then it shows both SPIs.
+ */
+static __always_inline void hear_new_sa(struct scene *scene)
+{
+	const struct message *message = &scene->message;
+	struct session *session = session_at(look_for(scene, SESSION_ENDPOINT));
+	struct session_meta meta;
+
+	if (session) {
+		meta = session_read(session);
+		scene->ingress = meta.ingress;
+	}
+	if (message->starts_sa) {
+		learn_client(scene, SESSION_SA, SESSION_EMBRYONIC);
+	} else if (session && meta.backend == scene->sender && message->responder_spi && !message->notifies) {
+		entry_for(scene, SESSION_SA, SESSION_LEARNED, scene->sender);
+		session = session_at(session_put(&scene->entry));
+		if (session)
+			session->responder_spi = message->responder_spi;
+	}
+}
+
+/* A packet from a backend: `scene->ingress` becomes the place where its client was last seen, if anyone knows. */
+__noinline int hear_by_tunnel_more(struct scene *scene)
+{
+	const struct message *message;
+	enum session_kind kind = SESSION_ADDRESS;
+	struct session_meta meta;
+	struct session *session;
+
+	if (!scene)
+		return 0;
+	message = &scene->message;
+	if (message->kind == KIND_IKE)
+		kind = SESSION_SA;
+	else if (message->port)
+		kind = SESSION_ENDPOINT;
+	session = session_at(look_for(scene, kind));
+	if (session) {
+		meta = session_read(session);
+		scene->ingress = meta.ingress;
+		session_refresh(session, meta, scene->now);
+		if (kind == SESSION_SA && message->responder_spi && !message->notifies &&
+		    !session_is_established(meta) && may_be_from(scene->source_mac, meta.backend))
+			session->responder_spi = message->responder_spi;
+		return 0;
+	}
+	if (kind == SESSION_SA)
+		hear_new_sa(scene);
+	else if (message->kind == KIND_ESP)
+		learn_client(scene, kind, SESSION_ESTABLISHED);
+	if (kind == SESSION_ADDRESS || scene->ingress != LB_INGRESS_UNKNOWN)
+		return 0;
+	/* Where anything else from that address was last seen. */
+	session = session_at(look_for(scene, SESSION_ADDRESS));
+	if (session)
+		scene->ingress = session_read(session).ingress;
+	else if (message->kind == KIND_ESP)
+		learn_client(scene, SESSION_ADDRESS, SESSION_ESTABLISHED);
+	return 0;
+}
+
+/* The same for what an endpoint or address that is known decides; *more says whether hear_by_tunnel_more() has to. */
+static __always_inline __u32 hear_by_tunnel(const struct message *message, __u32 now, bool *more)
+{
+	struct session_key key = session_key_of_address(&message->client);
+	struct session_meta meta;
+	struct session *session;
+
+	*more = true;
+	if (message->kind == KIND_IKE)
+		return LB_INGRESS_UNKNOWN;
+	if (message->port) {
+		key.detail = message->port;
+		key.kind = SESSION_ENDPOINT;
+	}
+	session = session_find(&key, now, &meta);
+	if (!session)
+		return LB_INGRESS_UNKNOWN;
+	session_refresh(session, meta, now);
+	*more = false;
+	return meta.ingress;
+}
