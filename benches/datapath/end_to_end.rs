@@ -14,7 +14,8 @@ use ::lb::kernel::interface::Interface;
 use ::lb::kernel::pins::Root;
 use ::lb::kernel::program::{Program, RunOptions};
 use ::lb::kernel::xdp::{Link, Mode};
-use ::lb::lb::attach::{self, Request};
+use ::lb::lb::attach::{self, Replace, Request};
+use ::lb::lb::config;
 use ::lb::lb::datapath::Settings;
 use ::lb::lb::skeleton::types::lb_verdict;
 use ::lb::lb::{GROUP, datapath::Maps, stats::Stats};
@@ -98,15 +99,14 @@ pub fn run(quick: bool) {
         let balanced = || {
             let root = Root::new(format!("/sys/fs/bpf/lb-bench-{}", std::process::id()));
             let name = "bench".to_owned();
-            let listed =
-                |name: &str, mac: Option<[u8; 6]>| Listed { name: name.into(), mac: mac.map(Into::into) };
+            let backend = Listed { name: "eth2".into(), mac: Some(packet::backend_mac(0).into()) };
             let request = Request {
                 name: name.clone(),
-                ingress: vec![listed("eth1", None)],
-                egress: vec![listed("eth2", Some(packet::backend_mac(0)))],
+                ingress: vec!["eth1".into()],
+                backends: config::one_behind_each(&[backend]),
                 mode,
                 settings: Settings { netns: Some(path.middle.name().to_owned()), ..Settings::default() },
-                replace: false,
+                replace: Replace::No,
             };
             attach::attach(&root, &request).expect("the balancer attaches");
             let maps = Maps::open(&root.instance(GROUP, &name).expect("a name")).expect("its maps");

@@ -401,16 +401,18 @@ fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec
         }
     }
     let labels: Vec<Option<u32>> = plan.backends.iter_mut().map(|spec| spec.label.take()).collect();
+    let mut leaving = std::mem::take(&mut plan.leaving);
+    let gone: Vec<u32> = leaving.iter().map(|known| known.index).collect();
     let staying = |all: Vec<Backend>| -> Vec<Backend> {
-        all.into_iter().filter(|known| plan.leaving.iter().all(|gone| gone.index != known.index)).collect()
+        all.into_iter().filter(|known| !gone.contains(&known.index)).collect()
     };
     let mut all = live.backends()?;
     let is_new = |spec: &&Spec| all.iter().all(|known| known.name != spec.name);
     // Those that leave do so last, when others are there to take their clients, unless there is no room for both.
     if all.len() + plan.backends.iter().filter(is_new).count() > BACKENDS_MAX {
         all = staying(all);
-        live.take_out(&plan.leaving, &all)?;
-        plan.leaving.clear();
+        live.take_out(&leaving, &all)?;
+        leaving.clear();
     }
     let mut taken: Vec<u32> = all.iter().map(|known| known.index).collect();
     for (spec, label) in plan.backends.iter().zip(&labels) {
@@ -424,21 +426,23 @@ fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec
             taken.push(index);
         }
     }
-    backend::reschedule_to(&maps, &staying(live.backends()?))?;
+    // The index of one that has left already may be a new one's by now.
+    let rest = |all| if leaving.is_empty() { all } else { staying(all) };
+    backend::reschedule_to(&maps, &rest(live.backends()?))?;
     for (port, link) in &plan.kept {
         let program = if port.is_egress() { &datapath.backend } else { &datapath.client };
         link.replace(program)
             .map_err(|source| AttachError::Replace { interface: port.interface.name.clone(), source })?;
     }
-    let rest = staying(live.backends()?);
+    let rest = rest(live.backends()?);
     for (spec, label) in plan.backends.iter().zip(labels) {
         let known = rest.iter().find(|known| known.name == spec.name);
         if let Some(known) = known.filter(|known| known.label != label) {
             backend::set_label(&maps, known.index, label)?;
         }
     }
-    if !plan.leaving.is_empty() {
-        live.take_out(&plan.leaving, &rest)?;
+    if !leaving.is_empty() {
+        live.take_out(&leaving, &rest)?;
     }
     for entry in &plan.gone {
         live.unplug(entry.role, entry.ifindex)?;
