@@ -67,7 +67,16 @@ static __always_inline struct scene *scene_set(struct xdp_md *ctx, const struct 
 
 	if (!scene)
 		return NULL;
-	scene->message = *message;
+	/* Field by field, so that the message need not lie in memory before it is known to be wanted here. */
+	scene->message.client = message->client;
+	scene->message.initiator_spi = message->initiator_spi;
+	scene->message.responder_spi = message->responder_spi;
+	scene->message.kind = message->kind;
+	scene->message.spi = message->spi;
+	scene->message.port = message->port;
+	scene->message.starts_sa = message->starts_sa;
+	scene->message.notifies = message->notifies;
+	scene->message.of_initiator = message->of_initiator;
 	scene->decision = (struct decision){.place = SESSION_NOWHERE};
 	scene->source_mac = 0;
 	scene->now = now;
@@ -184,7 +193,7 @@ static __always_inline bool address_to(struct ethhdr *eth, const struct message 
 		return false;
 	set_destination_mac(eth, station.mac);
 	decision->port = backend->port;
-	if (message_starts(message))
+	if (lb_config.down_after && message_starts(message))
 		backend_ask(backend, now);
 	return true;
 }
@@ -280,6 +289,7 @@ static __always_inline int handle(struct xdp_md *ctx, enum side side, void *port
 	struct session *session = NULL;
 	__u32 bytes = frame_bytes(ctx), now;
 	struct ethhdr *eth;
+	__u64 zero;
 
 	if (!parse_frame(ctx, &packet))
 		return refuse_early(LB_MALFORMED, bytes);
@@ -290,12 +300,15 @@ static __always_inline int handle(struct xdp_md *ctx, enum side side, void *port
 		return refuse_early(other_verdict(), bytes);
 
 	/* What the decision branches on, and the frame: all that is known of them until here is forgotten. */
-	message.kind += unknown_zero();
-	message.starts_sa += unknown_zero();
-	message.responder_spi += unknown_zero();
-	message.port += unknown_zero();
-	message.spi += unknown_zero();
-	packet.fragment += unknown_zero();
+	zero = unknown_zero();
+	message.kind += zero;
+	message.starts_sa += zero;
+	message.responder_spi += zero;
+	packet.fragment += zero;
+	if (lb_config.affinity == LB_BY_TUNNEL) {
+		message.port += zero;
+		message.spi += zero;
+	}
 	eth = (void *)(long)READ_ONCE(ctx->data);
 	if ((void *)(eth + 1) > (void *)(long)READ_ONCE(ctx->data_end))
 		return refuse_early(LB_MALFORMED, bytes);

@@ -74,7 +74,6 @@ enum kind {
 	KIND_LATER_FRAGMENT,
 };
 
-/* Without holes, as it lies in memory that functions are given which are not inlined. */
 struct message {
 	/* The client that it is from or to; for a KIND_ICMP_ERROR from the client side, whom the quoted packet was sent to. */
 	struct address client;
@@ -90,7 +89,6 @@ struct message {
 	bool starts_sa;
 	bool notifies;
 	bool of_initiator; /* whether the sender began the SA, as far as the message tells */
-	__u8 padding[3];
 };
 
 /*
@@ -303,7 +301,6 @@ static __always_inline void classify(const struct packet *packet, struct message
 	message->starts_sa = false;
 	message->notifies = false;
 	message->of_initiator = false;
-	__builtin_memset(message->padding, 0, sizeof(message->padding));
 	if (packet->ethertype == ETH_P_ARP) {
 		bool whole = packet_holds(packet, packet->l3, ARP_BYTES_MIN);
 

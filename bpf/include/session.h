@@ -313,6 +313,8 @@ static __always_inline bool session_has_key(const struct session *session, struc
 		return false;
 	if (key->kind == SESSION_SA)
 		return session->initiator_spi == key->address.words[0];
+	if (key->kind == SESSION_ADDRESS)
+		return address_equal(&session->client, &key->address);
 	return address_equal(&session->client, &key->address) && session->detail == key->detail;
 }
 

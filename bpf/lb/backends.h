@@ -260,7 +260,7 @@ static __always_inline bool backend_is_left(__u32 index, __u32 now)
 /* Notes that a backend has been sent what it has to answer. */
 static __always_inline void backend_ask(struct lb_backend *backend, __u32 now)
 {
-	if (lb_config.down_after && !READ_ONCE(backend->asked))
+	if (!READ_ONCE(backend->asked))
 		WRITE_ONCE(backend->asked, now ?: 1);
 }
 
