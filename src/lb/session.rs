@@ -339,10 +339,12 @@ impl Sessions {
                 }
                 // The SA that a tunnel goes over to by a rekey.
                 Key::Sa(_) => by_endpoint.get(&(entry.client, Some(entry.port), entry.backend)),
-                // What a backend has shown of a client, by its ESP in UDP, whose endpoint has an entry then.
+                // What a backend has shown of a client by its ESP, with no SA known, is one session. ESP in UDP shows an
+                // endpoint and its address, plain ESP an address, whose SPIs are noted then.
                 Key::Address(_) if entry.initiator_spi == 0 && entry.state == State::Established => {
                     by_address.get(&(entry.client, entry.backend))
                 }
+                Key::Esp(..) if entry.initiator_spi == 0 => by_address.get(&(entry.client, entry.backend)),
                 _ => None,
             };
             if let Some(&position) = found {

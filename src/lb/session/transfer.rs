@@ -468,6 +468,10 @@ impl Plan {
                 stay.insert(group(entry, affinity));
             }
         }
+        let served: HashSet<(IpAddr, u32)> = (snapshot.entries.iter())
+            .filter(|entry| matches!(entry.key, Key::Sa(_) | Key::Endpoint(..)))
+            .map(|entry| (entry.client, entry.backend))
+            .collect();
         let mut fortunes: HashMap<Group, Fortune> = HashMap::new();
         let mut new_sessions = 0;
         for (entry, fate) in snapshot.entries.iter().zip(&mut fates) {
@@ -480,7 +484,7 @@ impl Plan {
             let put = matches!(fate, Fate::Put | Fate::Replace(_));
             new_sessions += usize::from(put && is_established_session(entry, affinity));
             let fortune = fortunes.entry(group).or_default();
-            fortune.is_session |= entry.state != State::Learned && !matches!(entry.key, Key::Esp(..));
+            fortune.is_session |= is_session(entry, &served);
             fortune.is_put |= put;
             fortune.is_kept |= *fate == Fate::Keep;
         }
@@ -564,6 +568,19 @@ struct Fortune {
     is_session: bool,
     is_put: bool,
     is_kept: bool,
+}
+
+/// Whether an entry is a session as [`Sessions::iter`] has them, where nothing else of its client is one. `served` has the
+/// clients that are known by an SA or an endpoint, each with its backend.
+fn is_session(entry: &Entry, served: &HashSet<(IpAddr, u32)>) -> bool {
+    match entry.key {
+        _ if entry.state == State::Learned => false,
+        Key::Esp(..) => false,
+        Key::Address(_) if entry.initiator_spi == 0 && entry.state == State::Established => {
+            !served.contains(&(entry.client, entry.backend))
+        }
+        _ => true,
+    }
 }
 
 /// Whether an entry is one of those that `--max-sessions` is about.
