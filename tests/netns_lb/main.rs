@@ -14,6 +14,7 @@ mod lifecycle;
 mod packets;
 mod scaleout;
 mod sessions;
+mod stats;
 mod stream;
 mod traffic;
 mod upgrade;
