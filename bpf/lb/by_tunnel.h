@@ -217,7 +217,12 @@ static __always_inline void tend_esp(struct scene *scene, const struct session *
 	other = session_at(look_for(scene, SESSION_ADDRESS));
 	if (other)
 		session_refresh(other, session_read(other), scene->now);
-	if (scene->message.spi >= SPI_FIRST && source_rate_allows(scene->message.client))
+	if (scene->message.spi < SPI_FIRST)
+		return;
+	other = session_at(look_for(scene, SESSION_ESP));
+	if (other)
+		session_refresh(other, session_read(other), scene->now);
+	else if (source_rate_allows(scene->message.client))
 		bind(scene, SESSION_ESP, SESSION_LEARNED, backend, initiator_spi, false);
 }
 
