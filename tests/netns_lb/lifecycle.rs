@@ -39,6 +39,8 @@ fn root_what_is_attached_is_shown_with_the_documented_keys() {
     assert_keys(
         &status,
         &[
+            "affinity",
+            "down_after_s",
             "established",
             "group",
             "idle_timeout_s",
@@ -46,8 +48,10 @@ fn root_what_is_attached_is_shown_with_the_documented_keys() {
             "max_sessions",
             "name",
             "netns",
+            "on_down",
             "policy",
             "problem",
+            "spi_shard",
             "start_rate",
             "state",
             "vips",
@@ -80,8 +84,19 @@ fn root_what_is_attached_is_shown_with_the_documented_keys() {
 
     let backends = lab.lb("backend list --json").json();
     assert_eq!(backends.as_array().map(Vec::len), Some(BACKENDS));
-    let documented =
-        ["bytes", "dev", "heard_s", "mac", "mac_learned", "name", "packets", "sessions", "state", "weight"];
+    let documented = [
+        "bytes",
+        "dev",
+        "heard_s",
+        "label",
+        "mac",
+        "mac_learned",
+        "name",
+        "packets",
+        "sessions",
+        "state",
+        "weight",
+    ];
     assert_keys(&backends[0], &documented);
     assert_eq!(backends[0]["mac"], "aa:bb:cc:00:00:01");
     let of_client =
