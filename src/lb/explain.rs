@@ -30,7 +30,7 @@ use macaddr::MacAddr6;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
-use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, LABEL_BITS_MAX, Maps, Policy};
+use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, LABEL_BITS_MAX, Maps, OnDown, Policy};
 use super::interfaces::{self, SEVERAL};
 use super::skeleton::types::{self, lb_reason, lb_verdict};
 use super::stats::VERDICTS;
@@ -198,7 +198,7 @@ impl Explainer {
         let live = Maps::open_to_read(instance)?;
         let config = live.config()?;
         check_memory(config.session_config.buckets)?;
-        let copy = Datapath::load_explaining(&config)?;
+        let copy = Datapath::load_explaining(&config).map_err(|error| no_memory(error, &config))?;
         copy_tables(&live, &copy.maps)?;
         let interfaces = interfaces::list(&live)?;
         drop(lock);
@@ -482,6 +482,7 @@ impl Explainer {
             | lb_reason::LB_BECAUSE_SA
             | lb_reason::LB_BECAUSE_ENDPOINT
             | lb_reason::LB_BECAUSE_ESP => Some("sessions"),
+            lb_reason::LB_BECAUSE_DOWN if told.verdict == lb_verdict::LB_NO_BACKEND => Some("sessions"),
             lb_reason::LB_BECAUSE_LABEL => Some("labels"),
             lb_reason::LB_BECAUSE_FRAGMENT => Some("fragments"),
             lb_reason::LB_BECAUSE_POLICY => Some(match Policy::of(&self.config) {
@@ -534,6 +535,13 @@ impl Explainer {
             lb_verdict::LB_RETURNED => return format!("to {client_text}: the clients are behind {out}"),
             _ => {}
         }
+        if (told.verdict, told.reason) == (lb_verdict::LB_NO_BACKEND, lb_reason::LB_BECAUSE_DOWN) {
+            let waits = match OnDown::of(&self.config) {
+                OnDown::Hold => ", and --on-down hold waits for it",
+                OnDown::Rehash => "",
+            };
+            return format!("the backend of its session takes no packets now{waits}");
+        }
         let hash = format!("hash of {client_text}");
         let rule = match told.reason {
             lb_reason::LB_BECAUSE_ADDRESS => format!("session of address {client_text}"),
@@ -575,18 +583,13 @@ impl Explainer {
             lb_reason::LB_BECAUSE_DOWN => format!("the backend of its session is down: {hash}"),
             _ => verdict_meaning(told.verdict).into(),
         };
-        if told.verdict != lb_verdict::LB_NO_BACKEND {
-            return rule;
-        }
-        match (&explained.backend, told.reason) {
-            (Some(backend), _) => format!("{rule}; the interface of {backend} is gone"),
-            (None, reason)
-                if self.table(told, explained.side) == Some("sessions")
-                    && reason != lb_reason::LB_BECAUSE_VERDICT =>
-            {
-                format!("{rule}, whose backend takes no packets now")
+        match &explained.backend {
+            _ if told.verdict != lb_verdict::LB_NO_BACKEND => rule,
+            _ if told.reason == lb_reason::LB_BECAUSE_VERDICT => {
+                "the interface that it would leave by is gone".into()
             }
-            (None, _) => format!("{rule}; no backend takes packets"),
+            Some(backend) => format!("{rule}; the interface of {backend} is gone"),
+            None => format!("{rule}; no backend takes packets"),
         }
     }
 }
@@ -626,14 +629,30 @@ fn label_words(packet: &Packet, bits: u32) -> String {
     format!("label {} of IKE SPI 0x{spi:016x}", spi >> (64 - bits))
 }
 
+const MIB: u64 = 1024 * 1024;
+
+/// What a copy takes, in bytes.
+fn copy_bytes(buckets: u32) -> u64 {
+    u64::from(buckets) * size_of::<types::session_bucket>() as u64 + OTHER_BYTES
+}
+
 /// Refuses a copy that would take the memory of others.
 fn check_memory(buckets: u32) -> Result<(), ExplainError> {
-    const MIB: u64 = 1024 * 1024;
-    let needed = u64::from(buckets) * size_of::<types::session_bucket>() as u64 + OTHER_BYTES;
-    // Where nobody says how much there is, the kernel says so when the map is made.
+    let needed = copy_bytes(buckets);
     match free_memory() {
         Some(free) if free < needed => Err(ExplainError::Memory { needed: needed / MIB, free: free / MIB }),
         _ => Ok(()),
+    }
+}
+
+/// Says what is meant where the kernel has no memory for a copy after all, as where a control group limits it.
+fn no_memory(error: DatapathError, config: &types::rodata) -> ExplainError {
+    match &error {
+        DatapathError::Load { source, .. } if source.kind() == libbpf_rs::ErrorKind::OutOfMemory => {
+            let needed = copy_bytes(config.session_config.buckets) / MIB;
+            ExplainError::Memory { needed, free: free_memory().unwrap_or_default() / MIB }
+        }
+        _ => error.into(),
     }
 }
 
@@ -649,11 +668,22 @@ fn copy_tables(live: &Maps, copy: &Maps) -> Result<(), TableError> {
     copy.backends.set_from(0, &snapshot::values(&live.backends)?)?;
     copy.backend_sessions.set_from(0, &snapshot::values(&live.backend_sessions)?)?;
     copy.labels.set_from(0, &snapshot::values(&live.labels)?)?;
-    copy.ring.set_from(0, &snapshot::values(&live.ring)?)?;
-    copy.hash_slots.set_from(0, &snapshot::values(&live.hash_slots)?)?;
-    copy.source_rates.set_from(0, &snapshot::values(&live.source_rates)?)?;
     copy.session_totals.set_from(0, &snapshot::values(&live.session_totals)?)?;
-    copy.runtime.set(&0, &live.runtime()?)?;
+    let runtime = live.runtime()?;
+    copy.runtime.set(&0, &runtime)?;
+    // Of the schedules, the half that counts. Nobody changes which one that is, as the lock is held.
+    let types::lb_schedule { half, ring_slots } = runtime.schedule;
+    let first = half * types::lb_limits::LB_RING_MAX.0;
+    for slot in first..first + ring_slots {
+        copy.ring.set(&slot, &live.ring.get(&slot)?.unwrap_or_default())?;
+    }
+    let count = types::lb_limits::LB_HASH_SLOTS.0;
+    let slots = snapshot::values(&live.hash_slots)?;
+    let counts = slots.chunks(count as usize).nth(half as usize).unwrap_or_default();
+    copy.hash_slots.set_from(half * count, counts)?;
+    for (source, full) in snapshot::entries(&live.source_rates)?.iter().filter(|(_, full)| *full != 0) {
+        copy.source_rates.set(source, full)?;
+    }
     for (mac, backend) in snapshot::entries(&live.backend_macs)? {
         copy.backend_macs.set(&mac, &backend)?;
     }
@@ -690,12 +720,25 @@ fn copy_sessions(
         count += 1;
         piece.push(bucket);
         if piece.len() == BUCKETS as usize {
-            copy.set_from(index + 1 - BUCKETS, &piece)?;
+            put_piece(copy, count, &piece)?;
             piece.clear();
         }
     }
-    copy.set_from((count - piece.len()) as u32, &piece)?;
+    put_piece(copy, count, &piece)?;
     snapshot::check_count(live, count)
+}
+
+/// Writes the buckets before number `end`, which nothing is in yet.
+fn put_piece(
+    copy: &Table<u32, types::session_bucket>,
+    end: usize,
+    piece: &[types::session_bucket],
+) -> Result<(), TableError> {
+    let is_used = |slot: &types::session| slot.meta.tag != types::session_state::SESSION_EMPTY.0 as u8;
+    if piece.iter().any(|bucket| bucket.slots.iter().any(is_used)) {
+        copy.set_from((end - piece.len()) as u32, piece)?;
+    }
+    Ok(())
 }
 
 /// A slot that changes, as soon as two readings of it are alike.
