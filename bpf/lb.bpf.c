@@ -171,10 +171,10 @@ static __always_inline void decide_backend(struct xdp_md *ctx, const struct mess
 		decision->port = ingress;
 }
 
-/* What backend_is_left() and pick_by_hash() say of a session's backend that takes no packets: where they go. */
-__noinline __u32 pick_instead(const struct address *client, __u32 index, __u32 now)
+/* Where packets go whose backend takes none, if that is no reason to drop them. Those without a session never wait for one. */
+__noinline __u32 pick_instead(const struct address *client, __u32 index, enum lb_reason reason, __u32 now)
 {
-	if (!client || !backend_is_left(index, now))
+	if (!client || (reason != LB_BECAUSE_HASH && !backend_is_left(index, now)))
 		return LB_BACKENDS_MAX;
 	return pick_by_hash(client, WANTED_FOR_PACKETS, now);
 }
@@ -205,12 +205,15 @@ static __always_inline bool address_to(struct ethhdr *eth, const struct message 
 static __always_inline void address_to_backend(struct ethhdr *eth, const struct message *message, __u32 now,
 					       struct decision *decision, struct session **session)
 {
+	enum lb_reason reason = decision->reason;
 	struct address client;
+	__u32 backend;
 
 	if (address_to(eth, message, now, decision))
 		return;
 	client = message->client;
-	decide_stateless(pick_instead(&client, decision->backend, now), LB_BECAUSE_DOWN, decision);
+	backend = pick_instead(&client, decision->backend, reason, now);
+	decide_stateless(backend, reason == LB_BECAUSE_HASH ? reason : LB_BECAUSE_DOWN, decision);
 	*session = NULL;
 	if (decision->verdict == LB_STATELESS && !address_to(eth, message, now, decision))
 		decision->verdict = LB_NO_BACKEND;

@@ -159,6 +159,14 @@ static __always_inline __u32 pick_by_hash(const struct address *client, enum wan
 	return backend_takes(index, wanted, now) ? index : pick_by_next_hash(hash, wanted, now);
 }
 
+/* The first backend that pick_by_hash() asks; LB_BACKENDS_MAX where none has a weight. */
+static __always_inline __u32 hash_slot_of(const struct address *client)
+{
+	struct lb_runtime *rt = runtime_get();
+
+	return rt ? hash_slot_get(rt, address_hash(client, PUBLIC_SEED)) : LB_BACKENDS_MAX;
+}
+
 /* The backend whose turn it is to get a start; LB_BACKENDS_MAX where none takes packets. */
 __noinline __u32 pick_by_turn(__u32 now)
 {

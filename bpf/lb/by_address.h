@@ -138,7 +138,7 @@ static __always_inline bool decide_by_address(struct xdp_md *ctx, const struct p
 	if (message->kind == KIND_KEEPALIVE)
 		decision->verdict = LB_KEEPALIVE_DROPPED;
 	else
-		decide_by_hash(message, now, LB_BECAUSE_HASH, decision);
+		decide_by_hash_slot(&message->client, decision);
 	return true;
 }
 

@@ -84,6 +84,13 @@ static __always_inline void decide_by_hash(const struct message *message, __u32 
 	decide_stateless(pick_by_hash(&message->client, WANTED_FOR_PACKETS, now), reason, decision);
 }
 
+/* decide_by_hash() before anyone has asked whether the backend takes packets: address_to_backend() does that anyway. */
+static __always_inline void decide_by_hash_slot(const struct address *client, struct decision *decision)
+{
+	decide_stateless(hash_slot_of(client), LB_BECAUSE_HASH, decision);
+	decision->verdict = LB_STATELESS;
+}
+
 /* Notes that an entry was used by a packet from the client side. */
 static __always_inline void session_use(struct session *session, struct session_meta meta, enum kind kind,
 					__u32 ingress, __u32 now)
