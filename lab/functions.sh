@@ -54,18 +54,25 @@ start_strongswan() {
     run_strongswan
 }
 
+# Whether a process is a charon that runs. One that has ended may stay as a zombie, whose parent takes no notice: that
+# has no program any more.
+is_charon() {
+    [[ $(readlink "/proc/$1/exe") == */charon ]]
+}
+
 # Starts strongSwan anew, as after a change of its settings. Its tunnels are gone then, and their peers have been told.
 restart_strongswan() {
     local pid tries=0
-    if pid=$(cat /run/charon.pid 2>/dev/null); then
-        kill "$pid" 2>/dev/null || true
-        # It may stay as a zombie, whose parent takes no notice: that has no program any more.
-        while [[ -e /proc/$pid/exe ]]; do
+    if pid=$(cat /run/charon.pid 2>/dev/null) && is_charon "$pid"; then
+        kill "$pid"
+        while is_charon "$pid"; do
             tries=$((tries + 1))
             [[ $tries -lt 300 ]] || { echo "charon does not end" >&2; return 1; }
             sleep 0.1
         done
     fi
+    # One that was killed has left it, and another process may have the number now.
+    rm -f /run/charon.pid
     run_strongswan
 }
 
