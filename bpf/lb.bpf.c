@@ -123,8 +123,6 @@ static __always_inline void decide_client(struct xdp_md *ctx, const struct packe
 		return;
 	}
 	decide_tunnel(ctx, packet, message, now, decision, session);
-	if (packet->fragment == FRAGMENT_FIRST && goes_to_one_backend(decision->verdict))
-		fragment_remember(packet, decision->backend, now);
 }
 
 /* What a backend's packet tells of its client; returns where that was last seen, or LB_INGRESS_UNKNOWN. */
@@ -321,8 +319,11 @@ static __always_inline int handle(struct xdp_md *ctx, enum side side, void *port
 		decide_client(ctx, &packet, &message, eth, now, &decision, &session);
 	else
 		decide_backend(ctx, &message, eth, now, &decision);
-	if (goes_to_one_backend(decision.verdict))
+	if (goes_to_one_backend(decision.verdict)) {
 		address_to_backend(eth, &message, now, &decision, &session);
+		if (packet.fragment == FRAGMENT_FIRST && goes_to_one_backend(decision.verdict))
+			fragment_remember(&packet, decision.backend, now);
+	}
 	return leave(&decision, session, ports, bytes);
 }
 

@@ -85,6 +85,7 @@ __noinline bool backend_takes_called(__u32 index, enum wanted wanted, __u32 now)
 	return backend_takes(index, wanted, now);
 }
 
+/* The first backend that takes what is wanted, for when the orderly ways of choosing one have not found any. */
 __noinline __u32 pick_first(enum wanted wanted, __u32 now)
 {
 	struct lb_runtime *rt = runtime_get();
@@ -92,21 +93,13 @@ __noinline __u32 pick_first(enum wanted wanted, __u32 now)
 	if (!rt)
 		return LB_BACKENDS_MAX;
 	for (__u32 i = 0; i < LB_BACKENDS_MAX && i < rt->backends; i++) {
-		if (backend_takes_called(i, wanted, now))
+		struct lb_backend *backend = backend_get(i);
+
+		if (backend && (wanted == WANTED_FOR_PACKETS || backend->weight) &&
+		    backend_takes_called(i, wanted, now))
 			return i;
 	}
 	return LB_BACKENDS_MAX;
-}
-
-/*
- * The first backend that takes what is wanted, for when the orderly ways of choosing one have not found any;
- * LB_BACKENDS_MAX where there is none. Where no backend takes starts, draining ones do.
- */
-__noinline __u32 pick_any(enum wanted wanted, __u32 now)
-{
-	__u32 index = pick_first(wanted, now);
-
-	return index < LB_BACKENDS_MAX ? index : pick_first(WANTED_FOR_PACKETS, now);
 }
 
 static __always_inline struct lb_schedule schedule_read(struct lb_runtime *rt)
@@ -127,23 +120,32 @@ static __always_inline __u32 hash_slot_get(struct lb_runtime *rt, __u64 hash)
 	return index ? *index : LB_BACKENDS_MAX;
 }
 
-/* pick_by_hash() where the hash's own backend takes nothing. Every balancer tries the same others in the same order. */
-__noinline __u32 pick_by_next_hash(__u64 hash, enum wanted wanted, __u32 now)
+/* A backend that takes what is wanted, from the slots that follow on `hash` in an order that all balancers have. */
+__noinline __u32 pick_by_next_slots(__u64 hash, enum wanted wanted, __u32 now)
 {
 	struct lb_runtime *rt = runtime_get();
 
 	if (!rt)
 		return LB_BACKENDS_MAX;
 	for (int i = 0; i < PICK_TRIES; i++) {
-		__u32 index;
+		__u32 index = hash_slot_get(rt, hash);
 
-		/* The linear congruence of Knuth's MMIX. */
-		hash = hash * 6364136223846793005ULL + 1442695040888963407ULL;
-		index = hash_slot_get(rt, hash);
 		if (backend_takes_called(index, wanted, now))
 			return index;
+		/* The linear congruence of Knuth's MMIX. */
+		hash = hash * 6364136223846793005ULL + 1442695040888963407ULL;
 	}
-	return pick_any(wanted, now);
+	return pick_first(wanted, now);
+}
+
+/* pick_by_hash() where the hash's own backend takes nothing. Where none takes starts, draining ones do. */
+__noinline __u32 pick_by_next_hash(__u64 hash, enum wanted wanted, __u32 now)
+{
+	__u32 index = pick_by_next_slots(hash, wanted, now);
+
+	if (index >= LB_BACKENDS_MAX && wanted == WANTED_FOR_STARTS)
+		index = pick_by_next_slots(hash, WANTED_FOR_PACKETS, now);
+	return index;
 }
 
 /* The backend that `client` hashes to among those that take what is wanted; LB_BACKENDS_MAX where none does. */
@@ -167,8 +169,8 @@ static __always_inline __u32 hash_slot_of(const struct address *client)
 	return rt ? hash_slot_get(rt, address_hash(client, PUBLIC_SEED)) : LB_BACKENDS_MAX;
 }
 
-/* The backend whose turn it is to get a start; LB_BACKENDS_MAX where none takes packets. */
-__noinline __u32 pick_by_turn(__u32 now)
+/* The next backend of the ring that takes what is wanted. */
+__noinline __u32 pick_from_ring(enum wanted wanted, __u32 now)
 {
 	struct lb_runtime *rt = runtime_get();
 	struct lb_schedule schedule;
@@ -176,17 +178,23 @@ __noinline __u32 pick_by_turn(__u32 now)
 	if (!rt)
 		return LB_BACKENDS_MAX;
 	schedule = schedule_read(rt);
-	if (!schedule.ring_slots)
-		return pick_any(WANTED_FOR_STARTS, now);
-	for (int i = 0; i < PICK_TRIES; i++) {
+	for (int i = 0; i < PICK_TRIES && schedule.ring_slots; i++) {
 		__u32 turn = __sync_fetch_and_add(&rt->ring_next, 1) % schedule.ring_slots;
 		__u32 slot = schedule.half * LB_RING_MAX + turn;
 		__u32 *index = bpf_map_lookup_elem(&ring, &slot);
 
-		if (index && backend_takes_called(*index, WANTED_FOR_STARTS, now))
+		if (index && backend_takes_called(*index, wanted, now))
 			return *index;
 	}
-	return pick_any(WANTED_FOR_STARTS, now);
+	return pick_first(wanted, now);
+}
+
+/* The backend whose turn it is to get a start. Where none takes starts, draining ones do, and make up the ring. */
+__noinline __u32 pick_by_turn(__u32 now)
+{
+	__u32 index = pick_from_ring(WANTED_FOR_STARTS, now);
+
+	return index < LB_BACKENDS_MAX ? index : pick_from_ring(WANTED_FOR_PACKETS, now);
 }
 
 /* Sessions of a backend in proportion to its weight, which is not 0. */
@@ -199,23 +207,22 @@ static __always_inline __u64 backend_load(const struct lb_backend *backend, __u3
 
 /*
  * The load of a backend as the upper bits, its number as the lower ones: the least of these words is the backend to
- * choose. All bits set where it takes no starts.
+ * choose. All bits set where it does not take what is wanted.
  */
-__noinline __u64 backend_offer(__u32 index, __u32 now)
+__noinline __u64 backend_offer(__u32 index, enum wanted wanted, __u32 now)
 {
 	struct lb_backend *backend = backend_get(index);
 
-	if (!backend || !backend->weight || !backend_takes(index, WANTED_FOR_STARTS, now))
+	if (!backend || !backend->weight || !backend_takes(index, wanted, now))
 		return ~0ULL;
 	return backend_load(backend, index) << 32 | index;
 }
 
 /*
- * The backend with the fewest sessions for its weight; LB_BACKENDS_MAX where none takes packets. Looks at all, as two
- * chosen at random would do for a web server and not for four concentrators. Starts in turn at another one,
- * so that equals share what comes before their counts differ.
+ * The backend with the fewest sessions for its weight. Looks at all, as two chosen at random would do for a web server
+ * and not for four concentrators. Starts in turn at another one, so that equals share what comes before their counts differ.
  */
-__noinline __u32 pick_by_load(__u32 now)
+__noinline __u32 pick_least(enum wanted wanted, __u32 now)
 {
 	struct lb_runtime *rt = runtime_get();
 	__u32 backends, first;
@@ -226,11 +233,19 @@ __noinline __u32 pick_by_load(__u32 now)
 	backends = rt->backends;
 	first = __sync_fetch_and_add(&rt->ring_next, 1) % backends;
 	for (__u32 i = 0; i < LB_BACKENDS_MAX && i < backends; i++) {
-		__u64 offer = backend_offer((first + i) % backends, now);
+		__u64 offer = backend_offer((first + i) % backends, wanted, now);
 
 		best = (offer >> 32 < best >> 32 ? offer : best) + unknown_zero();
 	}
-	return best != ~0ULL ? (__u32)best : pick_any(WANTED_FOR_STARTS, now);
+	return best != ~0ULL ? (__u32)best : pick_first(wanted, now);
+}
+
+/* Where none takes starts, draining ones do. */
+__noinline __u32 pick_by_load(__u32 now)
+{
+	__u32 index = pick_least(WANTED_FOR_STARTS, now);
+
+	return index < LB_BACKENDS_MAX ? index : pick_least(WANTED_FOR_PACKETS, now);
 }
 
 /* The backend for a start of `client`; LB_BACKENDS_MAX where none takes packets. */

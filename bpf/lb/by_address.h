@@ -11,8 +11,8 @@
 #include "decision.h"
 
 /*
- * An IKE packet of a client whose session is at a backend that takes no starts. False where it is the session's own,
- * or that of an SA from before.
+ * An IKE packet of a client whose session has other SPIs: of an SA beside the session, or about to be. False where it is
+ * the session's own, as a rekeyed one is, or that of an SA from before.
  */
 __noinline bool decide_beside(struct scene *scene, __s64 place)
 {
@@ -30,6 +30,7 @@ __noinline bool decide_beside(struct scene *scene, __s64 place)
 	if (!beside) {
 		/* The second condition: a start that is sent again, of a handshake that the session began with. */
 		if (!message->starts_sa || session->initiator_spi == message->initiator_spi ||
+		    backend_takes_called(session_read(session).backend, WANTED_FOR_STARTS, scene->now) ||
 		    start_refused(&message->client, scene->bytes, scene->now))
 			return false;
 		return decide_new(scene, SESSION_SA, pick_for_start(&message->client, scene->now), LB_BECAUSE_POLICY);
@@ -79,8 +80,9 @@ __noinline int decide_by_address_more(struct scene *scene)
 		return 0;
 	}
 	meta = session_read(session);
-	if (message->kind == KIND_IKE && !backend_takes(meta.backend, WANTED_FOR_STARTS, scene->now) &&
-	    decide_beside(scene, place))
+	/* Also where something else decides: the backend's answer will go where the client is now. */
+	session_use(session, meta, message->kind, scene->ingress, scene->now);
+	if (message->kind == KIND_IKE && !session_has_spis(session, message) && decide_beside(scene, place))
 		return 0;
 	if (backend_is_left(meta.backend, scene->now)) {
 		decide_by_hash_called(scene, LB_BECAUSE_DOWN);
@@ -121,8 +123,7 @@ static __always_inline bool decide_by_address(struct xdp_md *ctx, const struct p
 		return true;
 	}
 	if (message->kind == KIND_IKE) {
-		if (!found || !session_is_established(meta) || lb_config.label_bits ||
-		    !backend_takes(meta.backend, WANTED_FOR_STARTS, now))
+		if (!found || !session_is_established(meta) || !session_has_spis(found, message))
 			return false;
 	}
 	if (found) {
@@ -190,6 +191,6 @@ static __always_inline __u32 hear_by_address(const struct message *message, __u3
 	}
 	session_refresh(session, meta, now);
 	*more = message->kind == KIND_IKE && message->responder_spi &&
-		!(session_is_established(meta) && backend_takes(meta.backend, WANTED_FOR_STARTS, now));
+		!(session_is_established(meta) && session->initiator_spi == message->initiator_spi);
 	return meta.ingress;
 }
