@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::common::packet::{self, Ike};
 use crate::lab::{Family, Network};
-use crate::packets::{Tap, Taps};
 use crate::stream::{self, End, Receivers, Running};
 
 /// Starts of a flood, by the family of their sources.
@@ -33,18 +32,35 @@ fn root_a_flood_of_sessions_in_a_small_table_costs_no_tunnel_a_packet() {
     flood(UNLIMITED, Some(16), &numbered());
 }
 
+#[test]
+fn root_a_flood_costs_no_tunnel_behind_one_address_a_packet() {
+    flood("--affinity tunnel", None, &behind_nat());
+}
+
+#[test]
+fn root_a_flood_of_sessions_costs_no_tunnel_behind_one_address_a_packet() {
+    flood(&format!("--affinity tunnel {UNLIMITED}"), None, &behind_nat());
+}
+
+#[test]
+fn root_a_flood_of_sessions_in_a_small_table_costs_no_tunnel_behind_one_address_a_packet() {
+    flood(&format!("--affinity tunnel {UNLIMITED}"), Some(16), &behind_nat());
+}
+
 fn numbered() -> Vec<End> {
     let of = |family| (1..=5).map(move |number| End::numbered(family, number));
     Family::BOTH.into_iter().flat_map(of).collect()
+}
+
+fn behind_nat() -> Vec<End> {
+    (1..=10).map(End::behind_nat).collect()
 }
 
 fn flood(options: &str, max_sessions: Option<u32>, ends: &[End]) {
     let mut network = Network::new();
     network.lab.max_sessions = max_sessions.unwrap_or(131_072);
     network.attach(options);
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
-    let backends: Vec<usize> = ends.iter().map(|end| stream::establish(&network, &tap, &taps, end)).collect();
-    drop((tap, taps));
+    let backends = stream::establish(&network, ends);
     let (sender, places) = stream::both_ways(&network, ends, &backends);
     let running = Running::start(sender, Receivers::of(&network), PACE);
     let (since, mut made) = (Instant::now(), 0);
