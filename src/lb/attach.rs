@@ -422,6 +422,7 @@ fn replace(instance: &Instance, request: &Request, ports: &[Port]) -> Result<Vec
             live.turn(known, &Spec { label: kept, ..spec.clone() }, port)?;
         } else {
             let index = free_index(&taken);
+            backend::clear(&maps, index)?;
             backend::put(&maps, index, &spec.at(port))?;
             taken.push(index);
         }

@@ -252,16 +252,20 @@ fn edit(maps: &Maps, index: u32, change: impl FnOnce(&mut types::lb_backend)) ->
     maps.backends.set(&index, &entry)
 }
 
-/// Makes the datapath forget a backend whose sessions have ended, but for the schedules, which are to be without it already.
-pub(super) fn clear(maps: &Maps, backend: &Backend) -> Result<(), TableError> {
-    let index = backend.index;
-    set_label(maps, index, None)?;
-    if let Some(mac) = backend.mac {
-        forget_mac(maps, index, mac.into_array())?;
+/// Ends a backend's sessions and makes the datapath forget it, but for the schedules, which are to be without it already.
+/// Returns how many sessions that were. An index that nobody has may still hold what a removal that was cut short has left.
+pub(super) fn clear(maps: &Maps, index: u32) -> Result<usize, TableError> {
+    let Some(entry) = maps.backends.get(&index)? else { return Ok(0) };
+    if entry.name[0] == 0 {
+        return Ok(0);
     }
+    let ended = Sessions::open(maps)?.remove_at(index);
+    set_label(maps, index, None)?;
+    forget_mac(maps, index, entry.station.mac)?;
     maps.backends.set(&index, &types::lb_backend::default())?;
     maps.backend_counters.set_per_cpu(&index, &types::counter::default())?;
-    maps.backend_sessions.set(&index, &0)
+    maps.backend_sessions.set(&index, &0)?;
+    Ok(ended)
 }
 
 /// Says that there is no such backend any more, so that it gets nothing and new sessions go elsewhere.
@@ -396,17 +400,12 @@ pub struct Load {
 ///
 /// What the kernel says about reading the maps.
 pub fn loads(maps: &Maps) -> Result<Vec<Load>, DatapathError> {
-    let mut sessions = vec![0usize; BACKENDS_MAX];
-    for session in Sessions::open(maps)?.iter() {
-        if let Some(count) = sessions.get_mut(session.backend as usize) {
-            *count += 1;
-        }
-    }
+    let sessions = Sessions::open(maps)?.by_backend();
     list(maps)?
         .into_iter()
         .map(|backend| {
             Ok(Load {
-                sessions: sessions[backend.index as usize],
+                sessions: sessions.get(backend.index as usize).copied().unwrap_or_default(),
                 sent: counters::read(&maps.backend_counters, backend.index)?,
                 mac: backend.mac.map(|mac| mac.to_string().to_lowercase()),
                 name: backend.name,

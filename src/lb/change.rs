@@ -275,6 +275,8 @@ impl<'a> Live<'a> {
     pub fn add(&self, new: Spec) -> Result<(Backend, Vec<String>), ChangeError> {
         let name = new.name.clone();
         let there = self.backends()?;
+        // A change that was cut short may have left an interface.
+        self.unplug_idle(&there)?;
         if there.iter().any(|other| other.name == name) {
             return Err(ChangeError::Taken { name });
         }
@@ -309,6 +311,7 @@ impl<'a> Live<'a> {
                 }
             };
             let put = || -> Result<(), TableError> {
+                backend::clear(self.maps, index)?;
                 backend::put(self.maps, index, &spec.at(port))?;
                 backend::reschedule(self.maps)
             };
@@ -367,11 +370,9 @@ impl<'a> Live<'a> {
         }
         // Packets under way may still make a session there.
         thread::sleep(schedule::SETTLE);
-        let sessions = Sessions::open(self.maps)?;
         let mut ended = 0;
         for gone in gone {
-            ended += sessions.remove_at(gone.index);
-            backend::clear(self.maps, gone)?;
+            ended += backend::clear(self.maps, gone.index)?;
         }
         Ok(ended)
     }

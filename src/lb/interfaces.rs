@@ -40,34 +40,39 @@ pub fn insert(maps: &Maps, entry: types::lb_interface) -> Result<(), TableError>
 ///
 /// What the kernel says about the map.
 pub fn remove(maps: &Maps, ifindex: u32) -> Result<(), TableError> {
-    let at = |slot: u32| maps.interfaces.get(&slot).map(Option::unwrap_or_default);
+    let mut table = Vec::new();
+    for slot in 0..SLOTS {
+        table.push(maps.interfaces.get(&slot)?.unwrap_or_default());
+    }
+    let ifindexes: Vec<u32> = table.iter().map(|entry| entry.ifindex).collect();
+    let Some((moves, freed)) = removal(&ifindexes, ifindex) else { return Ok(()) };
+    for (from, to) in moves {
+        maps.interfaces.set(&to, &table[from as usize])?;
+        // Whoever has passed the new place already finds the entry at the old one.
+        thread::sleep(SETTLE);
+    }
+    maps.interfaces.set(&freed, &types::lb_interface::default())
+}
+
+/// The slots whose entries move, from and to, when an interface is removed, and the slot that is free in the end. `None` where
+/// there is no such interface.
+fn removal(table: &[u32], ifindex: u32) -> Option<(Vec<(u32, u32)>, u32)> {
+    let at = |slot: u32| table[slot as usize];
     let home = |ifindex: u32| ifindex.wrapping_mul(FACTOR) >> SHIFT;
     // How far a slot is behind another one, as the search goes.
     let distance = |from: u32, to: u32| (to + SLOTS - from) % SLOTS;
-    let mut hole = None;
-    for probe in 0..PROBES {
-        let slot = (home(ifindex) + probe) % SLOTS;
-        if at(slot)?.ifindex == ifindex {
-            hole = Some(slot);
-            break;
-        }
-    }
-    let Some(mut hole) = hole else { return Ok(()) };
-    let mut next = hole;
-    loop {
-        next = (next + 1) % SLOTS;
-        let entry = at(next)?;
-        if entry.ifindex == 0 {
-            break;
-        }
-        if distance(home(entry.ifindex), next) >= distance(hole, next) {
-            maps.interfaces.set(&hole, &entry)?;
-            // Whoever has passed the hole already finds the entry where it was.
-            thread::sleep(SETTLE);
+    let mut hole =
+        (0..PROBES).map(|probe| (home(ifindex) + probe) % SLOTS).find(|&slot| at(slot) == ifindex)?;
+    let mut moves = Vec::new();
+    let mut next = (hole + 1) % SLOTS;
+    while at(next) != 0 {
+        if distance(home(at(next)), next) >= distance(hole, next) {
+            moves.push((next, hole));
             hole = next;
         }
+        next = (next + 1) % SLOTS;
     }
-    maps.interfaces.set(&hole, &types::lb_interface::default())
+    Some((moves, hole))
 }
 
 /// Says of each egress interface which backend is behind it, where it is one alone.
@@ -119,6 +124,41 @@ pub fn role_name(role: types::lb_role) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Where the datapath's search finds an interface (bpf/lb/maps.h).
+    fn search(table: &[u32], ifindex: u32) -> Option<u32> {
+        let first = ifindex.wrapping_mul(FACTOR) >> SHIFT;
+        (0..PROBES)
+            .map(|probe| (first + probe) % SLOTS)
+            .take_while(|&slot| table[slot as usize] != 0)
+            .find(|&slot| table[slot as usize] == ifindex)
+    }
+
+    #[test]
+    fn whoever_stays_is_found_at_every_moment_of_a_removal() {
+        for step in [1, 3, 1024, 65536] {
+            let all: Vec<u32> = (0..576).map(|number| 2 + number * step).collect();
+            let mut table = vec![0; SLOTS as usize];
+            for &ifindex in &all {
+                let first = ifindex.wrapping_mul(FACTOR) >> SHIFT;
+                let free =
+                    (0..PROBES).map(|probe| (first + probe) % SLOTS).find(|&slot| table[slot as usize] == 0);
+                table[free.unwrap() as usize] = ifindex;
+            }
+            for (number, &gone) in all.iter().enumerate() {
+                let (moves, freed) = removal(&table, gone).unwrap();
+                for (from, to) in moves {
+                    table[to as usize] = table[from as usize];
+                    assert!(all[number + 1..].iter().all(|&stays| search(&table, stays).is_some()));
+                }
+                table[freed as usize] = 0;
+                assert!(all[number + 1..].iter().all(|&stays| search(&table, stays).is_some()));
+                assert_eq!(search(&table, gone), None);
+                assert_eq!(removal(&table, gone), None);
+            }
+            assert!(table.iter().all(|&slot| slot == 0));
+        }
+    }
 
     /// As many as there can be, with consecutive numbers and with numbers that are far apart in equal steps.
     #[test]

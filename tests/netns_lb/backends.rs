@@ -23,7 +23,12 @@ pub fn state(lab: &Lab) -> (Value, Value, Vec<String>) {
         .map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned())
         .collect();
     pins.sort();
-    (lab.lb("status --json").json(), lab.lb("backend list --json").json(), pins)
+    let mut backends = lab.lb("backend list --json").json();
+    for backend in backends.as_array_mut().expect("a list") {
+        // That changes by itself.
+        backend["heard_s"] = Value::Null;
+    }
+    (lab.lb("status --json").json(), backends, pins)
 }
 
 /// Whether backends have these names.
@@ -358,6 +363,63 @@ fn root_a_backend_that_is_down_gets_nothing() {
     assert!(lab.verdict("no_backend") > dropped);
     lab.lb("backend activate eth2").done();
     ping(&network, 1..=10);
+}
+
+#[test]
+fn root_a_backend_that_answers_nothing_counts_as_down() {
+    let network = Network::new();
+    network.attach("--mode skb --down-after 1s");
+    let lab = &network.lab;
+    ping(&network, 1..=4);
+    // It forgets its address, and so what it is asked.
+    let mute = &network.backends[1];
+    mute.ip(&["addr", "del", "192.0.0.2/24", "dev", "eth1"]);
+    let down = || {
+        network.ping(Family::V4, 2, "-c 1 -W 1 -w 1");
+        backend(lab, "eth3")["state"] == "down"
+    };
+    assert!(eventually(PATIENCE, down));
+    let packets = backend(lab, "eth3")["packets"].clone();
+    ping(&network, 1..=10);
+    assert_eq!(backend(lab, "eth3")["packets"], packets);
+
+    // Any frame of its own ends that.
+    batch(mute, "addr add 192.0.0.2/24 dev eth1\nroute replace 192.0.0.0/16 via 192.0.0.1\n");
+    let heard = || {
+        let _ = Ended::of(mute.command("ping").args(["-c", "1", "-W", "1", "192.0.0.1"]));
+        backend(lab, "eth3")["state"] == "active"
+    };
+    assert!(eventually(PATIENCE, heard));
+    lab.lb("session flush").done();
+    ping(&network, 1..=8);
+    assert_eq!(sessions(lab), [2, 2, 2, 2]);
+}
+
+#[test]
+fn root_a_change_that_is_killed_is_made_good_by_the_next() {
+    let lab = Lab::with_ports(5);
+    lab.attach(PORTS).done();
+    let add = "backend add new --dev eth5 --mac 02:00:00:00:00:05 --quiet";
+    for delay in (0..30).map(|n| Duration::from_millis(2 * n)) {
+        for change in [add, "backend remove new --force --quiet"] {
+            let mut running = Running::start(&mut lab.command(change));
+            thread::sleep(delay);
+            running.kill();
+            lab.lb("backend list").done();
+        }
+        // Whatever has come of it, it can be brought to an end.
+        let names = lab.backends("name");
+        if !names.contains(&"new".into()) {
+            lab.lb(add).done();
+        }
+        assert_names(&lab, &["eth2", "eth3", "eth4", "new"]);
+        lab.assert_xdp_on(&["eth1", "eth2", "eth3", "eth4", "eth5"]);
+        lab.lb("backend remove new --force").done();
+        lab.assert_xdp_on(&["eth1", "eth2", "eth3", "eth4"]);
+        assert_eq!(lab.state(), "attached");
+    }
+    lab.lb("detach").done();
+    lab.assert_no_trace();
 }
 
 #[test]
