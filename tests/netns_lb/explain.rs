@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
@@ -556,6 +558,53 @@ fn root_every_rule_has_its_words() {
             assert!(detail.contains("takes no packets now, and --on-down hold"), "{detail}");
         }
     }
+}
+
+/// Tells a thread to stop when this is dropped, also by a test that fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Slots change hands without a pause while the table is copied: what is established stands out unharmed.
+#[test]
+fn root_a_copy_is_right_while_starts_come_in() {
+    let quiet = Quiet::new("--start-rate 10000000");
+    let clients: Vec<(IpAddr, String)> = (1..=5u8)
+        .map(|number| {
+            let client = Family::V4.client(number);
+            (client, dev(quiet.establish(client, number.into())))
+        })
+        .collect();
+    let frames: Vec<Vec<u8>> = clients.iter().map(|(client, _)| packet::esp(*client, 0x1000)).collect();
+    let files = Files::new(&quiet.lab);
+    let file = files.write("esp.pcap", &pcap(&frames));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            for number in 0u32.. {
+                if stop.load(Ordering::Relaxed) {
+                    return number;
+                }
+                let client = packet::client(1000 + number, number % 2 == 1);
+                quiet.client_sends(&packet::ike(client, Ike::init(u64::from(number) + 1)));
+            }
+            0
+        });
+        let stopping = Stop(&stop);
+        for _ in 0..3 {
+            let said = explain(&quiet.lab, &file, "");
+            for (said, (client, backend)) in said.iter().zip(&clients) {
+                assert_eq!(said["backend"], backend.as_str(), "{said}");
+                assert_eq!(said["detail"], format!("session of address {client}"), "{said}");
+            }
+        }
+        drop(stopping);
+        assert!(flood.join().expect("the flood does not panic") > 1000, "that was no flood");
+    });
 }
 
 #[test]
