@@ -50,9 +50,16 @@ pub struct FragmentKey {
 pub enum Message {
     Ike(Ike),
     Keepalive,
-    EspInUdp,
-    Esp,
-    Ah,
+    /// ESP, ESP in UDP, or AH, with the SPI that its receiver chose.
+    EspInUdp {
+        spi: u32,
+    },
+    Esp {
+        spi: u32,
+    },
+    Ah {
+        spi: u32,
+    },
     EchoRequest,
     EchoReply,
     /// An ICMP error about a packet to `client`; `None` where nobody looked, on the way to a client.
@@ -73,6 +80,8 @@ pub struct Ike {
     pub start: bool,
     /// Whether it is a notification in clear.
     pub notifies: bool,
+    /// Whether who sends it began the SA, as far as it tells: IKEv1 does not, and is taken to be from the initiator.
+    pub of_initiator: bool,
 }
 
 /// A part of the frame is missing, or contradicts another.
@@ -228,11 +237,11 @@ fn message(carried: Carried, payload: &[u8], cut: bool, direction: Direction) ->
         Carried::Udp => udp(payload, cut, direction)?,
         Carried::Esp => {
             first(payload, 8)?;
-            Message::Esp
+            Message::Esp { spi: number(payload, 0, 4)? as u32 }
         }
         Carried::Ah => {
             first(payload, 12)?;
-            Message::Ah
+            Message::Ah { spi: number(payload, 4, 4)? as u32 }
         }
         Carried::Icmp4 => match first(payload, 8)?[0] {
             8 => Message::EchoRequest,
@@ -289,7 +298,7 @@ fn udp(bytes: &[u8], cut: bool, direction: Direction) -> Reading<Message> {
         4500 if first(payload, 4)? == [0; 4] => Ok(Message::Ike(ike(&payload[4..])?)),
         4500 => {
             first(payload, 8)?;
-            Ok(Message::EspInUdp)
+            Ok(Message::EspInUdp { spi: number(payload, 0, 4)? as u32 })
         }
         _ => Ok(Message::Other),
     }
@@ -313,6 +322,7 @@ fn ike(bytes: &[u8]) -> Reading<Ike> {
         // misses a session who sends one.
         start: starts && initiator_spi != 0 && responder_spi == 0,
         notifies: next_payload == if major == 1 { 11 } else { 41 },
+        of_initiator: major == 1 || flags & 0x08 != 0,
     })
 }
 

@@ -1,5 +1,5 @@
 //! Random packets from both sides. Clients, SPIs and fragment identifiers are few, so that packets meet the state
-//! that others left; addresses hold the number of the run, so that the runs do not meet each other's.
+//! that others left; addresses hold the number of the run, so that hashes differ from run to run.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,6 +7,7 @@ use etherparse::{
     IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader,
     UdpHeader,
 };
+use lb::lb::backend::Wanted;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -17,8 +18,25 @@ use crate::frame::Mac;
 /// The longest sequence of packets.
 pub const STEPS_MAX: usize = 120;
 
+/// What the SPIs that backends choose for IKE begin with: the labels of two backends, and of none.
+const RESPONDER_SPIS: [u64; 3] = [0x2000_0000_0000_0000, 0x7000_0000_0000_0000, 0xe000_0000_0000_0000];
+
+/// SPIs of ESP and AH: with the labels of three backends, with that of none, and a reserved one. In UDP, an SPI of zero
+/// would be the marker of IKE.
+const ESP_SPIS: [u32; 5] = [0xc000_0001, 0x2000_0003, 0x7000_0002, 0xf000_0001, 0x40];
+
 /// Clients; the first half speaks IPv4, the second IPv6.
 const CLIENTS: u8 = 6;
+
+#[derive(Clone, Debug)]
+pub enum Event {
+    Packet(Step),
+    /// The user wants something else of a backend.
+    Change {
+        backend: u8,
+        wanted: Wanted,
+    },
+}
 
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -38,7 +56,8 @@ pub enum Side {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Sender {
-    /// The backend of the client's session; the first one where there is none.
+    /// The backend of the IKE SA, where it is beside the client's session, or of the session; the first one where there is
+    /// none.
     OfSession,
     Number(u8),
 }
@@ -74,9 +93,16 @@ pub enum Plan {
         kind: IkeKind,
     },
     Keepalive,
-    EspInUdp,
-    Esp,
-    Ah,
+    /// `spi` is a number in `ESP_SPIS`.
+    EspInUdp {
+        spi: u8,
+    },
+    Esp {
+        spi: u8,
+    },
+    Ah {
+        spi: u8,
+    },
     Icmp {
         echo: Echo,
     },
@@ -211,7 +237,11 @@ impl Step {
             && self.packet.wrapping.tags.len() <= 2
             && self.packet.wrapping.extensions.len() <= 7;
         let tunnel = match self.packet.content {
-            Plan::Ike { .. } | Plan::EspInUdp | Plan::Esp | Plan::Ah | Plan::Icmp { .. } => true,
+            Plan::Ike { .. }
+            | Plan::EspInUdp { .. }
+            | Plan::Esp { .. }
+            | Plan::Ah { .. }
+            | Plan::Icmp { .. } => true,
             // The first fragment of an error may hold too little of the quoted packet.
             Plan::IcmpError { quote, .. } => quote >= 60 && self.packet.fragment.is_none(),
             _ => false,
@@ -286,6 +316,14 @@ impl Station {
 }
 
 impl PacketPlan {
+    /// Of IKE, in run number `run`.
+    pub fn initiator_spi(&self, run: u16) -> Option<u64> {
+        match self.content {
+            Plan::Ike { sa, .. } => Some(initiator_spi(run, self.client, sa)),
+            _ => None,
+        }
+    }
+
     /// What stands behind the IP header, and its protocol.
     fn payload(&self, run: u16, source: IpAddr, destination: IpAddr, to_client: bool) -> (u8, Vec<u8>) {
         let v6 = source.is_ipv6();
@@ -312,9 +350,9 @@ impl PacketPlan {
                 if nat { udp(4500, &[vec![0; 4], message].concat()) } else { udp(500, &message) }
             }
             Plan::Keepalive => udp(4500, &[0xff]),
-            Plan::EspInUdp => udp(4500, &packet::esp_bytes(0xc000_0001)),
-            Plan::Esp => (50, packet::esp_bytes(0xc000_0001)),
-            Plan::Ah => (51, [&[50, 4, 0, 0][..], &[0xa4; 60]].concat()),
+            Plan::EspInUdp { spi } => udp(4500, &packet::esp_bytes(esp_spi(spi))),
+            Plan::Esp { spi } => (50, packet::esp_bytes(esp_spi(spi))),
+            Plan::Ah { spi } => (51, [&[50, 4, 0, 0][..], &esp_spi(spi).to_be_bytes(), &[0xa4; 56]].concat()),
             Plan::Icmp { echo: Echo::Request } => icmp(8, 128, &[0x5a; 48]),
             Plan::Icmp { echo: Echo::Reply } => icmp(0, 129, &[0x5a; 48]),
             Plan::IcmpError { about, kind, quote, .. } => {
@@ -420,11 +458,13 @@ impl PacketPlan {
 
 impl IkeKind {
     fn message(self, run: u16, client: u8, sa: u8, responder: Option<u8>) -> Ike {
-        let initiator_spi =
-            0x1000_0000_0000_0000 | u64::from(run) << 16 | u64::from(client) << 8 | u64::from(sa);
+        let initiator_spi = initiator_spi(run, client, sa);
         // The same for all SAs of a client: only both SPIs together name one.
-        let responder_spi =
-            responder.map_or(0, |choice| 0x2000_0000_0000_0000 | u64::from(client) << 8 | u64::from(choice));
+        let responder_spi = responder.map_or(0, |choice| {
+            RESPONDER_SPIS[usize::from(choice) % RESPONDER_SPIS.len()]
+                | u64::from(client) << 8
+                | u64::from(choice)
+        });
         let message = Ike { responder_spi, ..Ike::init(initiator_spi) };
         match self {
             Self::Init => message,
@@ -480,6 +520,14 @@ impl Damage {
             }
         }
     }
+}
+
+fn initiator_spi(run: u16, client: u8, sa: u8) -> u64 {
+    0x1000_0000_0000_0000 | u64::from(run) << 16 | u64::from(client) << 8 | u64::from(sa)
+}
+
+fn esp_spi(number: u8) -> u32 {
+    ESP_SPIS[usize::from(number) % ESP_SPIS.len()]
 }
 
 fn is_v6(client: u8) -> bool {
@@ -541,18 +589,27 @@ fn ip_header(source: IpAddr, destination: IpAddr, protocol: u8, payload: usize) 
     whole[14..whole.len() - payload].to_vec()
 }
 
-/// Sequences of packets, from both sides.
-pub fn sequences() -> impl Strategy<Value = Vec<Step>> {
-    let part = prop_oneof![
-        12 => step().prop_map(|step| vec![step]),
-        2 => handshake(),
-        1 => cut_datagram(),
-    ];
-    vec(part, 1..STEPS_MAX).prop_map(|parts| {
-        let mut steps: Vec<Step> = parts.into_iter().flatten().collect();
-        steps.truncate(STEPS_MAX);
-        steps
+/// Sequences of packets, from both sides, and of what is done to backends meanwhile.
+pub fn sequences() -> impl Strategy<Value = Vec<Event>> {
+    let packets = |steps: Vec<Step>| steps.into_iter().map(Event::Packet).collect::<Vec<_>>();
+    let part = || {
+        prop_oneof![
+            12 => step().prop_map(move |step| packets(vec![step])),
+            2 => handshake().prop_map(packets),
+            1 => cut_datagram().prop_map(packets),
+        ]
+    };
+    let restless = prop_oneof![30 => part(), 2 => change().prop_map(|change| vec![change])];
+    prop_oneof![vec(part(), 1..STEPS_MAX), vec(restless, 1..STEPS_MAX)].prop_map(|parts| {
+        let mut events: Vec<Event> = parts.into_iter().flatten().collect();
+        events.truncate(STEPS_MAX);
+        events
     })
+}
+
+fn change() -> impl Strategy<Value = Event> {
+    let wanted = select(vec![Wanted::Active, Wanted::Draining, Wanted::Down]);
+    (0..4u8, wanted).prop_map(|(backend, wanted)| Event::Change { backend, wanted })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -568,7 +625,7 @@ fn handshake() -> impl Strategy<Value = Vec<Step>> {
         1 => Just([IkeKind::Init, IkeKind::Notification, IkeKind::Auth]),
         1 => Just([IkeKind::MainMode; 3]),
     ];
-    (0..CLIENTS, 0..3u8, any::<bool>(), 0..2u8, 0..2u8, sender(), exchange).prop_map(
+    (0..CLIENTS, 0..3u8, any::<bool>(), 0..2u8, 0..3u8, sender(), exchange).prop_map(
         |(client, sa, nat, ingress, choice, sender, kinds)| {
             let step = |side, responder, kind, nat| Step {
                 side,
@@ -666,7 +723,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         )
             .prop_map(|(version, exchange, flags)| IkeKind::Odd { version, exchange, flags }),
     ];
-    let responder = prop_oneof![1 => Just(None), 1 => (0..2u8).prop_map(Some)];
+    let responder = prop_oneof![1 => Just(None), 1 => (0..3u8).prop_map(Some)];
     let ike = (any::<bool>(), 0..3u8, responder, kind).prop_map(|(nat, sa, responder, kind)| Plan::Ike {
         nat,
         sa,
@@ -680,9 +737,9 @@ fn plan() -> impl Strategy<Value = Plan> {
     prop_oneof![
         24 => ike,
         3 => Just(Plan::Keepalive),
-        5 => Just(Plan::EspInUdp),
-        5 => Just(Plan::Esp),
-        2 => Just(Plan::Ah),
+        5 => (0..5u8).prop_map(|spi| Plan::EspInUdp { spi }),
+        5 => (0..5u8).prop_map(|spi| Plan::Esp { spi }),
+        2 => (0..5u8).prop_map(|spi| Plan::Ah { spi }),
         3 => select(vec![Echo::Request, Echo::Request, Echo::Reply]).prop_map(|echo| Plan::Icmp { echo }),
         4 => error,
         1 => prop_oneof![0..20u8, any::<u8>()].prop_map(|kind| Plan::OtherIcmp { kind }),

@@ -13,22 +13,21 @@ mod model;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::IpAddr;
 
 use common::namespace::{self, Namespace};
 use common::packet;
 use frame::{Content, Direction, Mac, Message};
-use generate::{Sender, Side, Step};
+use generate::{Event, Sender, Side, Step};
 use lb::kernel::counters::{self, Count};
 use lb::kernel::interface::Interface;
-use lb::kernel::program::RunOptions;
-use lb::lb::backend::{self, NewBackend};
-use lb::lb::datapath::{Datapath, Other, Policy, ReturnPath, Settings};
+use lb::kernel::program::{Run, RunOptions};
+use lb::lb::backend::{self, NewBackend, Wanted};
+use lb::lb::datapath::{Datapath, OnDown, Other, Policy, ReturnPath, Settings};
 use lb::lb::interfaces;
-use lb::lb::session::{Sessions, State};
+use lb::lb::session::{Key, Sessions, State};
 use lb::lb::skeleton::types;
-use lb::lb::stats::{self, UNPLACED, VERDICTS};
-use model::{Model, Outcome, Verdict, Way};
+use lb::lb::stats::{self, LABELS, UNPLACED, VERDICTS};
+use model::{Model, Outcome, Session, Verdict, Way};
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
 
@@ -47,18 +46,30 @@ struct Profile {
     settings: Settings,
     /// Weight of each backend, and whether its MAC is given.
     backends: &'static [(u32, bool)],
+    /// How many backends are behind one interface.
+    behind_one: u8,
 }
+
+/// The SPI labels of backends, where there are labels.
+const LABEL_BITS: u32 = 4;
+const BACKEND_LABELS: [u32; 4] = [2, 7, 12, 9];
 
 impl Profile {
     fn backends(&self) -> Vec<NewBackend> {
         let new = |(index, &(weight, given)): (u8, &(u32, bool))| NewBackend {
             name: format!("eth{}", index + 2),
-            port: index.into(),
+            port: (index / self.behind_one).into(),
             mac: given.then(|| packet::backend_mac(index).into()),
             weight,
+            label: (self.settings.spi_shard != 0).then(|| BACKEND_LABELS[usize::from(index)]),
             ..NewBackend::default()
         };
         (0..).zip(self.backends).map(new).collect()
+    }
+
+    /// How many interfaces the backends are behind.
+    fn egress_count(&self) -> u32 {
+        (self.backends.len() as u32).div_ceil(self.behind_one.into())
     }
 }
 
@@ -67,33 +78,40 @@ fn profiles() -> Vec<Profile> {
     let usual = Settings { max_sessions: 16, start_rate: 10_000_000, ..Settings::default() };
     let vips = vec![packet::VIP4.into(), packet::VIP6.into()];
     let all = &[(1, true); 4];
+    let profile = |settings, backends| Profile { settings, backends, behind_one: 1 };
     vec![
-        Profile { settings: usual.clone(), backends: all },
-        Profile {
-            settings: Settings {
+        profile(usual.clone(), all),
+        profile(
+            Settings {
                 policy: Policy::Maglev,
                 other: Other::Pass,
                 vips: vips.clone(),
                 ingress_count: 2,
                 ..usual.clone()
             },
-            backends: &[(1, true), (2, true), (0, true), (3, true)],
-        },
+            &[(1, true), (2, true), (0, true), (3, true)],
+        ),
+        profile(
+            Settings {
+                vips,
+                ingress_count: 2,
+                return_path: ReturnPath::Direct,
+                on_down: OnDown::Hold,
+                ..usual.clone()
+            },
+            &[(3, true), (1, true), (2, true)],
+        ),
+        profile(
+            Settings { ingress_count: 2, ..usual.clone() },
+            &[(1, true), (1, false), (1, true), (1, false)],
+        ),
+        profile(Settings { policy: Policy::Maglev, other: Other::Pass, ..usual.clone() }, &[(1, false); 4]),
+        profile(Settings { max_sessions: 2, ingress_count: 2, ..usual.clone() }, &[(1, true), (1, true)]),
+        profile(Settings { spi_shard: LABEL_BITS, on_down: OnDown::Hold, ..usual.clone() }, all),
         Profile {
-            settings: Settings { vips, ingress_count: 2, return_path: ReturnPath::Direct, ..usual.clone() },
-            backends: &[(3, true), (1, true), (2, true)],
-        },
-        Profile {
-            settings: Settings { ingress_count: 2, ..usual.clone() },
-            backends: &[(1, true), (1, false), (1, true), (1, false)],
-        },
-        Profile {
-            settings: Settings { policy: Policy::Maglev, other: Other::Pass, ..usual.clone() },
-            backends: &[(1, false); 4],
-        },
-        Profile {
-            settings: Settings { max_sessions: 2, ingress_count: 2, ..usual },
-            backends: &[(1, true), (1, true)],
+            settings: Settings { spi_shard: LABEL_BITS, ingress_count: 2, ..usual },
+            backends: all,
+            behind_one: 2,
         },
     ]
 }
@@ -141,7 +159,7 @@ impl<'a> Instance<'a> {
     fn load(profile: &Profile, ports: &'a Ports) -> Self {
         let datapath = Datapath::load(&profile.settings).expect("the programs load");
         let used_ingress = &ports.ingress[..profile.settings.ingress_count as usize];
-        let used_egress = &ports.egress[..profile.backends.len()];
+        let used_egress = &ports.egress[..profile.egress_count() as usize];
         for (role, used) in
             [(types::lb_role::LB_INGRESS, used_ingress), (types::lb_role::LB_EGRESS, used_egress)]
         {
@@ -154,7 +172,7 @@ impl<'a> Instance<'a> {
         Self { datapath, sessions, ports, open_ports: RefCell::default(), uses: Cell::new(0) }
     }
 
-    /// As after loading, but for old fragments, which belong to addresses of their own.
+    /// As after loading, so that a sequence does the same whatever came before.
     fn reset(&self, profile: &Profile) {
         self.uses.set(self.uses.get() + 1);
         self.sessions.flush();
@@ -162,6 +180,12 @@ impl<'a> Instance<'a> {
         for key in maps.backend_macs.keys() {
             maps.backend_macs.delete(&key).expect("a MAC can be forgotten");
         }
+        for key in maps.fragments.keys() {
+            maps.fragments.delete(&key).expect("a fragment can be forgotten");
+        }
+        let mut runtime = maps.runtime().expect("the runtime can be read");
+        runtime.ring_next = 0;
+        maps.runtime.set(&0, &runtime).expect("the runtime can be written");
         backend::install(maps, &profile.backends()).expect("the backends can be set up");
     }
 
@@ -171,7 +195,7 @@ impl<'a> Instance<'a> {
         let mut open = self.open_ports.borrow_mut();
         for (role, map, used, ifindexes) in [
             (Role::Ingress, &maps.ingress_ports, profile.settings.ingress_count, &self.ports.ingress),
-            (Role::Egress, &maps.egress_ports, profile.backends.len() as u32, &self.ports.egress),
+            (Role::Egress, &maps.egress_ports, profile.egress_count(), &self.ports.egress),
         ] {
             for index in 0..used {
                 if wanted(role, index) && open.insert((role, index)) {
@@ -191,50 +215,69 @@ impl<'a> Instance<'a> {
             sent.push(counters::read(&maps.backend_counters, index).expect("counters can be read"));
             let station =
                 maps.backends.get(&index).expect("backends can be read").expect("it is one").station;
-            let active = station.state == types::lb_backend_state::LB_ACTIVE;
-            macs.push((active.then_some(station.mac), station.learned != 0));
+            macs.push(((station.mac != [0; 6]).then_some(station.mac), station.learned != 0));
         }
         let unplaced = UNPLACED
             .map(|(cause, ..)| counters::read(&maps.unplaced, cause.0).expect("counters can be read"));
+        let labels = LABELS
+            .map(|(kind, ..)| counters::read(&maps.label_counters, kind.0).expect("counters can be read"));
         let mut sessions = BTreeMap::new();
-        for session in self.sessions.iter() {
+        for entry in self.sessions.entries() {
             let seen = SeenSession {
-                backend: session.backend,
-                state: session.state,
-                ingress: session.ingress,
-                sent: Count { packets: session.packets, bytes: session.bytes },
+                backend: entry.backend,
+                state: entry.state,
+                ingress: (entry.ingress != INGRESS_UNKNOWN).then_some(entry.ingress),
+                sent: Count { packets: entry.packets, bytes: entry.bytes },
             };
-            assert_eq!(sessions.insert(session.client, seen), None, "{} has two sessions", session.client);
+            assert_eq!(sessions.insert(entry.key, seen), None, "{:?} has two entries", entry.key);
         }
+        let tallies = (0..backends)
+            .map(|index| maps.backend_sessions.get(&index).expect("tallies can be read").unwrap_or_default())
+            .collect();
         Sight {
             verdicts: stats::read_verdicts(maps).expect("counters can be read"),
             unplaced,
+            labels,
             sent,
             macs,
             established: self.sessions.established(),
+            tallies,
             sessions,
         }
     }
 }
+
+/// What an entry has for an interface whose client was not heard yet.
+const INGRESS_UNKNOWN: u8 = types::lb_limits::LB_INGRESS_UNKNOWN.0 as u8;
 
 /// All that can be seen of an instance at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Sight {
     verdicts: [Count; VERDICTS.len()],
     unplaced: [Count; UNPLACED.len()],
+    labels: [Count; LABELS.len()],
     /// What each backend was sent.
     sent: Vec<Count>,
     macs: Vec<(Option<Mac>, bool)>,
     established: u64,
-    sessions: BTreeMap<IpAddr, SeenSession>,
+    /// How many sessions each backend has.
+    tallies: Vec<u64>,
+    /// And what is beside them.
+    sessions: BTreeMap<Key, SeenSession>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct SeenSession {
     backend: u32,
     state: State,
-    ingress: u8,
+    ingress: Option<u8>,
     sent: Count,
+}
+
+impl From<&Session> for SeenSession {
+    fn from(session: &Session) -> Self {
+        Self { backend: session.backend, state: session.state, ingress: session.ingress, sent: session.sent }
+    }
 }
 
 impl Sight {
@@ -247,29 +290,30 @@ impl Sight {
             .position(|(_, name, _)| *name == outcome.verdict.name())
             .expect("each verdict is counted");
         next.verdicts[verdict] = next.verdicts[verdict] + one;
+        let count = |list: &mut [Count], position: Option<usize>| {
+            let position = position.expect("it is counted");
+            list[position] = list[position] + one;
+        };
         if outcome.table_full {
-            let cause =
-                UNPLACED.iter().position(|(_, name, _)| *name == "table_full").expect("it is counted");
-            next.unplaced[cause] = next.unplaced[cause] + one;
+            count(&mut next.unplaced, UNPLACED.iter().position(|(_, name, _)| *name == "table_full"));
+        }
+        if outcome.label_unknown {
+            count(&mut next.labels, LABELS.iter().position(|(_, name, _)| *name == "unknown"));
+        }
+        if outcome.label_disagrees {
+            count(&mut next.labels, LABELS.iter().position(|(_, name, _)| *name == "disagree"));
         }
         next.sent =
             start.sent.iter().zip(&model.backends).map(|(&before, backend)| before + backend.sent).collect();
         next.macs = model.backends.iter().map(|backend| (backend.mac, backend.learned)).collect();
-        next.sessions = model
-            .sessions
-            .iter()
-            .map(|(&client, session)| {
-                let seen = SeenSession {
-                    backend: session.backend,
-                    state: session.state,
-                    ingress: session.ingress,
-                    sent: session.sent,
-                };
-                (client, seen)
-            })
+        let sessions = model.sessions.iter().map(|(&client, session)| (Key::Address(client), session.into()));
+        let beside = model.beside.iter().map(|(&spi, session)| (Key::Sa(spi), session.into()));
+        next.sessions = sessions.chain(beside).collect();
+        let established = |session: &&Session| session.state == State::Established;
+        next.established = model.sessions.values().filter(established).count() as u64;
+        next.tallies = (0..next.tallies.len() as u32)
+            .map(|index| model.sessions.values().filter(|session| session.backend == index).count() as u64)
             .collect();
-        next.established =
-            next.sessions.values().filter(|session| session.state == State::Established).count() as u64;
         next
     }
 }
@@ -289,23 +333,39 @@ fn run_sequence(
     profile: &Profile,
     instance: &Instance<'_>,
     run: u16,
-    steps: &[Step],
+    events: &[Event],
     coverage: &Coverage,
 ) -> Result<(), TestCaseError> {
     instance.reset(profile);
-    let mut model = Model::new(&profile.settings, &profile.backends());
+    let turns = || instance.datapath.maps.runtime().expect("the runtime can be read").ring_next;
+    let mut model = Model::new(&profile.settings, &profile.backends(), turns());
     let start = instance.see(profile.backends.len() as u32);
     let mut before = start.clone();
-    for (number, step) in steps.iter().enumerate() {
+    for (number, event) in events.iter().enumerate() {
+        let step = match event {
+            Event::Packet(step) => step,
+            &Event::Change { backend, wanted } => {
+                let backend = u32::from(backend) % profile.backends.len() as u32;
+                let maps = &instance.datapath.maps;
+                backend::set_wanted(maps, backend, wanted).expect("a backend can be changed");
+                backend::reschedule(maps).expect("schedules can be made");
+                model.set_wanted(backend, wanted);
+                coverage.count(wanted.name());
+                continue;
+            }
+        };
+        // Where the rules leave the choice to the datapath, it says itself how far its ring has got.
+        model.turn = model.turn.or_else(|| Some(turns()));
         let fail = |frame: &[u8], what: String| {
             let side = format!("{:?}", step.side);
             Err(TestCaseError::fail(format!("packet {number}, {side}: {what}\nframe: {}", hex(frame))))
         };
         let sender = match step.side {
-            Side::Backend { sender: Sender::OfSession, .. } => model
-                .sessions
-                .get(&generate::client(run, step.packet.client))
-                .map_or(0, |session| session.backend),
+            Side::Backend { sender: Sender::OfSession, .. } => {
+                let beside = step.packet.initiator_spi(run).and_then(|spi| model.beside.get(&spi));
+                let session = || model.sessions.get(&generate::client(run, step.packet.client));
+                beside.or_else(session).map_or(0, |session| session.backend)
+            }
             Side::Backend { sender: Sender::Number(number), .. } => {
                 u32::from(number) % profile.backends.len() as u32
             }
@@ -317,13 +377,19 @@ fn run_sequence(
                 let ingress = u32::from(ingress) % profile.settings.ingress_count;
                 (&instance.datapath.client, instance.ports.ingress[ingress as usize])
             }
-            Side::Backend { .. } => (&instance.datapath.backend, instance.ports.egress[sender as usize]),
+            Side::Backend { .. } => {
+                let port = model.backends[sender as usize].port;
+                (&instance.datapath.backend, instance.ports.egress[port as usize])
+            }
         };
         let decide = |model: &mut Model, observed| match step.side {
             Side::Client { ingress } => {
                 model.client_sends(ingress % profile.settings.ingress_count as u8, &frame, observed)
             }
-            Side::Backend { .. } => model.backend_sends(sender, &frame),
+            Side::Backend { .. } => {
+                let port = model.backends[sender as usize].port;
+                model.backend_sends(port, &frame)
+            }
         };
 
         // Where a frame is redirected to shows by which ports there are. One that goes unchanged to a single port,
@@ -336,7 +402,9 @@ fn run_sequence(
         let missing = step.probe && unchanged;
         instance.open_only(profile, |role, index| match foreseen.way {
             _ if foreseen.open => true,
-            Way::Backend(backend) => role == Role::Ingress || (index == backend) != missing,
+            Way::Backend(backend) => {
+                role == Role::Ingress || (index == model.backends[backend as usize].port) != missing
+            }
             Way::Ingress(ingress) => role == Role::Egress || (index == u32::from(ingress)) != missing,
             // A broadcast alone needs no port to be a redirection.
             Way::EveryBackend => role == Role::Ingress,
@@ -375,7 +443,7 @@ fn run_sequence(
         if ran.packet != output {
             return fail(&frame, format!("{outcome:?}, and out came\n       {}", hex(&ran.packet)));
         }
-        if let Err(broken) = check_promises(profile, step, &frame, &ran.packet, ran.action, &before, &after) {
+        if let Err(broken) = check_promises(profile, &model, step, &frame, &ran, &before, &after) {
             return fail(&frame, broken);
         }
 
@@ -388,6 +456,23 @@ fn run_sequence(
         }
         if outcome.open {
             coverage.count("detour");
+        }
+        if !before.sessions.keys().eq(after.sessions.keys())
+            && after.sessions.keys().any(|key| matches!(key, Key::Sa(_)))
+        {
+            coverage.count("beside");
+        }
+        if before.sessions.len() > after.sessions.len() {
+            coverage.count("switch");
+        }
+        if outcome.label_unknown {
+            coverage.count("label unknown");
+        }
+        if outcome.label_disagrees {
+            coverage.count("label disagrees");
+        }
+        if outcome.verdict == Verdict::Returned && after.sessions.len() > before.sessions.len() {
+            coverage.count("taught");
         }
         if let Content::Ip(packet) = frame::read(&frame, direction(step)) {
             let name = format!("{:?}", packet.message);
@@ -409,34 +494,48 @@ fn direction(step: &Step) -> Direction {
 /// What users are promised, checked on what the datapath did alone: the model has no say here.
 fn check_promises(
     profile: &Profile,
+    model: &Model,
     step: &Step,
     frame: &[u8],
-    output: &[u8],
-    action: u32,
+    ran: &Run,
     before: &Sight,
     after: &Sight,
 ) -> Result<(), String> {
-    for (client, session) in &before.sessions {
-        let now = after.sessions.get(client);
-        if session.state == State::Established
-            && now.map(|now| (now.backend, now.state)) != Some((session.backend, session.state))
-        {
-            return Err(format!("the established session of {client} became {now:?}"));
+    let is = |index: u32, wanted| model.backends[index as usize].wanted == wanted;
+    for (key, session) in &before.sessions {
+        if session.state != State::Established {
+            continue;
+        }
+        // A new SA of a client whose backend is to have no new ones may take the session with it.
+        let may_move = before.sessions.keys().any(|key| matches!(key, Key::Sa(_)));
+        let stays = |now: &SeenSession| {
+            now.state == State::Established && (now.backend == session.backend || may_move)
+        };
+        let now = after.sessions.get(key);
+        if !now.is_some_and(stays) {
+            return Err(format!("the established session {key:?} became {now:?}"));
         }
     }
-    let active = (0..profile.backends.len())
-        .any(|index| before.macs[index].0.is_some() && profile.backends[index].0 > 0);
     if matches!(step.side, Side::Client { .. }) {
-        if step.is_of_tunnel() && active && action != XDP_REDIRECT {
-            return Err(format!("a packet of a tunnel is not forwarded, the action is {action}"));
+        let waits = |index| {
+            before.macs[index as usize].0.is_none()
+                || is(index, Wanted::Down) && profile.settings.on_down == OnDown::Hold
+        };
+        let all = || 0..profile.backends.len() as u32;
+        let awake = all().all(|index| !waits(index)) && all().any(|index| !is(index, Wanted::Down));
+        if step.is_of_tunnel() && awake && ran.action != XDP_REDIRECT {
+            return Err(format!("a packet of a tunnel is not forwarded, the action is {}", ran.action));
         }
         // What the client itself sends goes to the backend of its session, a new session's first packet included.
         // A later fragment follows its first one, which may have come before the session.
         if let Content::Ip(packet) = frame::read(frame, Direction::ToBackend)
             && !matches!(packet.message, Message::IcmpError { .. } | Message::LaterFragment)
-            && let Some(session) = after.sessions.get(&packet.source)
-            && action == XDP_REDIRECT
-            && after.macs[session.backend as usize].0 != Some(frame::macs(output).0)
+            && let Some(session) = after.sessions.get(&Key::Address(packet.source))
+            && is(session.backend, Wanted::Active)
+            && profile.settings.spi_shard == 0
+            && !before.sessions.keys().any(|key| matches!(key, Key::Sa(_)))
+            && ran.action == XDP_REDIRECT
+            && after.macs[session.backend as usize].0 != Some(frame::macs(&ran.packet).0)
         {
             return Err(format!("a packet of {} does not go to the backend of its session", packet.source));
         }
@@ -457,13 +556,18 @@ fn differences(expected: &Sight, found: &Sight) -> String {
     for (index, (_, name, _)) in UNPLACED.iter().enumerate() {
         note(name, format!("{:?}", expected.unplaced[index]), format!("{:?}", found.unplaced[index]));
     }
+    for (index, (_, name, _)) in LABELS.iter().enumerate() {
+        let name = format!("labels that {name}");
+        note(&name, format!("{:?}", expected.labels[index]), format!("{:?}", found.labels[index]));
+    }
     note("sent to backends", format!("{:?}", expected.sent), format!("{:?}", found.sent));
     note("MACs", format!("{:?}", expected.macs), format!("{:?}", found.macs));
     note("established", expected.established.to_string(), found.established.to_string());
+    note("sessions of backends", format!("{:?}", expected.tallies), format!("{:?}", found.tallies));
     let clients: BTreeSet<_> = expected.sessions.keys().chain(found.sessions.keys()).collect();
     for client in clients {
         let session = |sight: &Sight| format!("{:?}", sight.sessions.get(client));
-        note(&format!("session of {client}"), session(expected), session(found));
+        note(&format!("{client:?}"), session(expected), session(found));
     }
     text
 }
@@ -486,7 +590,6 @@ fn root_model_and_datapath_agree_on_every_packet() {
         let instances: Vec<RefCell<Option<Instance<'_>>>> =
             profiles.iter().map(|_| RefCell::default()).collect();
         let coverage = Coverage::default();
-        let runs = Cell::new(0u16);
 
         let mut config = ProptestConfig {
             failure_persistence: None,
@@ -498,20 +601,19 @@ fn root_model_and_datapath_agree_on_every_packet() {
             config.cases = CASES;
         }
         let cases = config.cases;
-        let input = (0..profiles.len(), generate::sequences());
-        let result = TestRunner::new(config).run(&input, |(profile, steps)| {
-            runs.set(runs.get().wrapping_add(1));
+        let input = (0..profiles.len(), any::<u16>().no_shrink(), generate::sequences());
+        let result = TestRunner::new(config).run(&input, |(profile, run, events)| {
             let mut slot = instances[profile].borrow_mut();
             if slot.as_ref().is_none_or(|instance| instance.uses.get() >= CASES_PER_LOAD) {
                 *slot = Some(Instance::load(&profiles[profile], &ports));
             }
             let instance = slot.as_ref().expect("it was just loaded");
-            run_sequence(&profiles[profile], instance, runs.get(), &steps, &coverage)
+            run_sequence(&profiles[profile], instance, run, &events, &coverage)
         });
         match result {
             Ok(()) => {}
-            Err(TestError::Fail(reason, (profile, steps))) => {
-                panic!("{reason}\nprofile {profile}: {:?}\nsteps: {steps:#?}", profiles[profile].settings)
+            Err(TestError::Fail(reason, (profile, _, events))) => {
+                panic!("{reason}\nprofile {profile}: {:?}\nevents: {events:#?}", profiles[profile].settings)
             }
             Err(TestError::Abort(reason)) => panic!("{reason}"),
         }
@@ -522,7 +624,19 @@ fn root_model_and_datapath_agree_on_every_packet() {
             for (_, verdict, _) in VERDICTS {
                 assert!(counts.contains_key(verdict), "no packet came to verdict {verdict}");
             }
-            for what in ["table full", "proof", "detour"] {
+            for what in [
+                "table full",
+                "proof",
+                "detour",
+                "beside",
+                "switch",
+                "taught",
+                "label unknown",
+                "label disagrees",
+                "active",
+                "draining",
+                "down",
+            ] {
                 assert!(counts.contains_key(what), "nothing came to: {what}");
             }
         }
