@@ -525,7 +525,7 @@ fn plan<'a>(
         for gone in &leaving {
             let sessions = change::sessions_at(maps, gone.index)?;
             if sessions > 0 {
-                counts.push(format!("{} {sessions}", gone.name));
+                counts.push(format!("{sessions} at {}", gone.name));
             }
         }
         if !counts.is_empty() {

@@ -275,7 +275,7 @@ fn root_a_replacement_keeps_the_sessions_of_what_stays() {
     // One with sessions does not go just so.
     let rest = format!("{head}{}", [&all[0], &all[1], &all[2]].map(String::as_str).concat());
     let before = (state(lab), pins(lab));
-    file.attach(&rest, "--replace").failed(1, &["eth5 2", "drain", "--force"]);
+    file.attach(&rest, "--replace").failed(1, &["2 at eth5", "drain", "--force"]);
     assert_eq!((state(lab), pins(lab)), before);
     file.attach(&rest, "--replace --force").done();
     assert_eq!(
