@@ -321,15 +321,6 @@ impl Ping {
         self.answers.lock().unwrap().received.len()
     }
 
-    /// Waits until so many more have been answered.
-    #[track_caller]
-    pub fn await_answers(&self, count: usize) {
-        let before = self.answered();
-        await_that(&format!("pings through {} are answered", self.tunnel), || {
-            self.answered() >= before + count
-        });
-    }
-
     /// How many were not answered up to the last that was.
     pub fn lost(&self) -> usize {
         let answers = self.answers.lock().unwrap();
@@ -359,7 +350,12 @@ impl Drop for Ping {
 /// Waits until each of them has had so many more answers.
 #[track_caller]
 pub fn await_answers(pings: &[Ping], count: usize) {
-    pings.iter().for_each(|ping| ping.await_answers(count));
+    let before: Vec<usize> = pings.iter().map(Ping::answered).collect();
+    for (ping, before) in pings.iter().zip(before) {
+        await_that(&format!("pings through {} are answered", ping.tunnel), || {
+            ping.answered() >= before + count
+        });
+    }
 }
 
 /// All have been answered.
