@@ -77,6 +77,7 @@ static __always_inline struct scene *scene_set(struct xdp_md *ctx, const struct 
 	scene->message.starts_sa = message->starts_sa;
 	scene->message.notifies = message->notifies;
 	scene->message.of_initiator = message->of_initiator;
+	scene->message.encrypted = message->encrypted;
 	scene->decision = (struct decision){.place = SESSION_NOWHERE};
 	scene->source_mac = 0;
 	scene->now = now;
@@ -143,10 +144,13 @@ static __always_inline __u32 hear_answer(struct xdp_md *ctx, const struct messag
 	scene->sender = sender;
 	scene->source_mac = mac_key(eth->h_source);
 	scene->ingress = ingress;
-	if (by_tunnel)
+	if (by_tunnel) {
 		hear_by_tunnel_more(scene);
-	else
+		if (scene->decision.proves)
+			confirm_sa(scene);
+	} else {
 		hear_by_address_more(scene);
+	}
 	return scene->ingress;
 }
 

@@ -37,6 +37,9 @@ struct ike_header {
 #define IKE_FLAG_RESPONSE 0x20
 #define SPI_FIRST 256 /* SPIs below are reserved, RFC 4303, section 2.1 */
 #define IKE_NOTIFY 41 /* the payload, RFC 7296, section 3.2 */
+#define IKE_ENCRYPTED 46
+#define IKE_ENCRYPTED_FRAGMENT 53 /* RFC 7383, section 2.5 */
+#define IKEV1_FLAG_ENCRYPTED 0x01 /* RFC 2408, section 3.1 */
 #define IKEV1_NOTIFY 11
 
 /* include/uapi/linux/icmp.h and icmpv6.h. */
@@ -89,6 +92,7 @@ struct message {
 	bool starts_sa;
 	bool notifies;
 	bool of_initiator; /* whether the sender began the SA, as far as the message tells */
+	bool encrypted;    /* whether all of its payloads are */
 };
 
 /*
@@ -122,6 +126,14 @@ static __always_inline bool ike_of_initiator(const struct ike_header *ike)
 	return IKE_MAJOR(ike->version) == 1 || ike->flags & IKE_FLAG_INITIATOR;
 }
 
+/* Whether the sender of an IKE message shows that it has the SA's keys, to whom can check it. */
+static __always_inline bool ike_encrypted(const struct ike_header *ike)
+{
+	if (IKE_MAJOR(ike->version) == 1)
+		return ike->flags & IKEV1_FLAG_ENCRYPTED;
+	return ike->next_payload == IKE_ENCRYPTED || ike->next_payload == IKE_ENCRYPTED_FRAGMENT;
+}
+
 static __always_inline void classify_ike(const struct packet *packet, struct message *message, void *payload,
 					 __u32 bytes)
 {
@@ -137,6 +149,7 @@ static __always_inline void classify_ike(const struct packet *packet, struct mes
 	message->starts_sa = ike_starts_sa(ike);
 	message->notifies = ike_notifies(ike);
 	message->of_initiator = ike_of_initiator(ike);
+	message->encrypted = ike_encrypted(ike);
 }
 
 /* ESP begins with its SPI, RFC 4303, section 2. */
@@ -301,6 +314,7 @@ static __always_inline void classify(const struct packet *packet, struct message
 	message->starts_sa = false;
 	message->notifies = false;
 	message->of_initiator = false;
+	message->encrypted = false;
 	if (packet->ethertype == ETH_P_ARP) {
 		bool whole = packet_holds(packet, packet->l3, ARP_BYTES_MIN);
 

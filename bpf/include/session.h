@@ -14,9 +14,10 @@
  *
  * An entry is *embryonic* from a first packet that anyone may have sent, and *established* once the client has proved
  * that it hears its backend. In between there are *learned* ones: what an unproven packet says about
- * something established. Room is made of embryonic entries, least recently seen first; a learned entry may take the place of
- * a learned one too, and so may an established one. Established ones end by idle time-out or by
- * hand. So a flood of spoofed starts can cost other unproven starts their entry and nothing else.
+ * something established. Room is made of embryonic entries, least recently seen first, then of learned ones; an embryonic
+ * entry takes the place of a learned one only if that has been idle for the time-out of embryonic ones. Established ones
+ * end by idle time-out or by hand. So a flood of spoofed starts can cost other unproven starts their entry, and nobody
+ * a tunnel.
  *
  * The table is an array of buckets of SESSION_WAYS slots of one cache line each, where the kernel's hash
  * maps would cost a function call and two dependent cache misses more per packet. A key's hash
@@ -86,7 +87,10 @@ struct session {
 	__be64 initiator_spi; /* of the newest IKE SA that this entry belongs to, or 0; SESSION_SA: the key */
 	__be64 responder_spi; /* what the backend answered to that SPI, or 0 */
 	__u32 created;        /* seconds of CLOCK_MONOTONIC */
-	/* Of the key, in host order: SESSION_ENDPOINT has a port, SESSION_ESP an SPI. SESSION_SA: the client's port. */
+	/*
+	 * Of the key, in host order: SESSION_ENDPOINT has a port, SESSION_ESP an SPI. SESSION_SA has the client's port in
+	 * the low 16 bits, and flags of whoever uses the table above.
+	 */
 	__u32 detail;
 };
 
@@ -517,7 +521,9 @@ static __always_inline __u64 session_worth(struct session_meta meta, enum sessio
 		return 1ULL << 34;
 	if (session_state(meta) == SESSION_EMBRYONIC)
 		return (1ULL << 33) + (__s32)(now - meta.last_seen);
-	if (session_state(meta) == SESSION_LEARNED && state != SESSION_EMBRYONIC)
+	/* What has been idle for long goes for a start too, or learned entries could keep all starts out. */
+	if (session_state(meta) == SESSION_LEARNED &&
+	    (state != SESSION_EMBRYONIC || (__s32)(now - meta.last_seen) > (__s32)session_config.embryonic_timeout))
 		return (1ULL << 32) + (__s32)(now - meta.last_seen);
 	return 0;
 }

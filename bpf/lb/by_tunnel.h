@@ -22,72 +22,164 @@ static __always_inline void bind(struct scene *scene, enum session_kind kind, en
 	session_put(&scene->entry);
 }
 
-/*
- * Makes the SA that the packet's endpoint was bound to a learned one, as a newer one is proven there: it was rekeyed, or
- * it is another connection of one client, which goes on all the same. So an endpoint has one session.
- */
-static __always_inline void follow_up(struct scene *scene)
-{
-	struct session *session = session_at(look_for(scene, SESSION_ENDPOINT));
-	struct session_meta meta;
+/* In the detail of an SA's entry, above its client's port. */
+#define SA_PORT 0xffff
+#define SA_REPLACED (1U << 31)   /* a newer SA of the same client has its endpoint: it binds nothing any more */
+#define SA_AT_HOME (1U << 30)    /* the client has not moved since it proved the SA, at the address where it began it */
+#define SA_OF_BACKEND (1U << 29) /* the backend has begun it */
 
-	if (!session || !session->initiator_spi || session->initiator_spi == scene->message.initiator_spi)
-		return;
-	session = session_at(look_for_sa(scene, session->initiator_spi));
-	if (!session)
-		return;
-	meta = session_read(session);
-	if (session_is_established(meta))
-		session_change(session, SESSION_LEARNED, meta.backend);
+/*
+ * Whether the entry of an endpoint or address is another SA's, which a packet that anyone may have sent does not take.
+ * Where answers do not pass here there is nothing better to go by than that packet.
+ */
+static __always_inline bool is_taken(const struct scene *scene, struct session *session)
+{
+	return lb_config.return_path == LB_RETURN_HERE && session && session_is_established(session_read(session)) &&
+	       session->initiator_spi && session->initiator_spi != scene->message.initiator_spi;
 }
 
-/* Binds the packet's endpoint and address to its SA, at `backend`. `newest` makes the SA the address's own. */
-__noinline int bind_sa(struct scene *scene, __u32 backend, bool newest)
+/* Makes what the packet's SA leaves when its client moves a learned entry, which makes room when room is short. */
+static __always_inline void let_go(struct scene *scene, enum session_kind kind)
 {
-	if (!scene)
+	struct session *session = session_at(look_for(scene, kind));
+
+	if (session && session->initiator_spi == scene->message.initiator_spi)
+		session_change(session, SESSION_LEARNED, session_read(session).backend);
+}
+
+/* What a proven SA, which is not replaced, leaves when it moves from where it was last seen. */
+__noinline int leave_behind(struct scene *scene, const struct address *client, __u32 port, bool address_too)
+{
+	struct address now_client;
+	__u16 now_port;
+
+	if (!scene || !client)
 		return 0;
-	if (scene->message.port) {
-		follow_up(scene);
-		bind(scene, SESSION_ENDPOINT, SESSION_ESTABLISHED, backend, scene->message.initiator_spi, true);
-	}
-	bind(scene, SESSION_ADDRESS, SESSION_ESTABLISHED, backend, scene->message.initiator_spi, newest);
+	now_client = scene->message.client;
+	now_port = scene->message.port;
+	scene->message.client = *client;
+	scene->message.port = port;
+	let_go(scene, SESSION_ENDPOINT);
+	if (address_too)
+		let_go(scene, SESSION_ADDRESS);
+	scene->message.client = now_client;
+	scene->message.port = now_port;
 	return 0;
 }
 
-/* What the proof of an SA brings: it is established, and what it came from and comes from now is bound to it. */
+/*
+ * Binds the endpoint that an SA began at too: what the same client begins there later goes to the same backend, and not
+ * to another one's that its ESP could not be told apart from.
+ */
+__noinline int bind_start(struct scene *scene, __u32 port, __u32 backend)
+{
+	struct session *session;
+	__u16 now_port;
+
+	if (!scene)
+		return 0;
+	now_port = scene->message.port;
+	scene->message.port = port;
+	session = session_at(look_for(scene, SESSION_ENDPOINT));
+	if (!is_taken(scene, session) ||
+	    !backend_takes_called(session_read(session).backend, WANTED_FOR_STARTS, scene->now))
+		bind(scene, SESSION_ENDPOINT, SESSION_ESTABLISHED, backend, scene->message.initiator_spi, true);
+	scene->message.port = now_port;
+	return 0;
+}
+
+/*
+ * Binds the packet's endpoint to its SA, whoever had it. `replaces` says that another SA's client is this one's, so that
+ * SA is not to take the endpoint back: it has been rekeyed or replaced, or it is another connection, which goes to the
+ * same backend anyway.
+ */
+__noinline int take_endpoint(struct scene *scene, __u32 backend, bool replaces)
+{
+	struct session *other;
+	struct session_meta meta;
+
+	if (!scene)
+		return 0;
+	other = session_at(look_for(scene, SESSION_ENDPOINT));
+	if (replaces && other && other->initiator_spi && other->initiator_spi != scene->message.initiator_spi) {
+		other = session_at(look_for_sa(scene, other->initiator_spi));
+		if (other) {
+			meta = session_read(other);
+			other->detail |= SA_REPLACED;
+			if (session_is_established(meta))
+				session_change(other, SESSION_LEARNED, meta.backend);
+		}
+	}
+	bind(scene, SESSION_ENDPOINT, SESSION_ESTABLISHED, backend, scene->message.initiator_spi, true);
+	return 0;
+}
+
+/*
+ * What the proof of an SA brings: it is established, and the endpoint and the address that it comes from now are bound to
+ * it. Those of another SA are not, as who knows one pair of SPIs may put any source address before it; they are
+ * when the backend answers there, in confirm_sa().
+ */
 __noinline int prove_sa(struct scene *scene)
 {
 	struct session *session;
 	struct session_meta meta;
-	struct address client;
-	__u16 port;
 	bool first, moved, travelled;
 
 	if (!scene)
 		return 0;
 	session = session_at(look_for(scene, SESSION_SA));
-	if (!session)
+	if (!session || session->detail & SA_REPLACED)
 		return 0;
 	meta = session_read(session);
-	client = scene->message.client;
-	port = scene->message.port;
 	first = !session_is_established(meta);
-	travelled = !address_equal(&session->client, &client);
-	moved = travelled || session->detail != port;
-	if (first && moved) {
-		scene->message.client = session->client;
-		scene->message.port = session->detail;
-		bind_sa(scene, meta.backend, false);
-		scene->message.client = client;
-		scene->message.port = port;
+	travelled = !address_equal(&session->client, &scene->message.client);
+	moved = travelled || (session->detail & SA_PORT) != scene->message.port;
+	if (moved && !first && !source_rate_allows(scene->message.client))
+		return 0;
+
+	if (!is_taken(scene, session_at(look_for(scene, SESSION_ENDPOINT))))
+		take_endpoint(scene, meta.backend, first && !travelled);
+	bind(scene, SESSION_ADDRESS, SESSION_ESTABLISHED, meta.backend, scene->message.initiator_spi,
+	     (first && !travelled) || !is_taken(scene, session_at(look_for(scene, SESSION_ADDRESS))));
+	if (first && moved && !travelled)
+		bind_start(scene, session->detail & SA_PORT, meta.backend);
+	if (moved && !first) {
+		struct address client = session->client;
+
+		leave_behind(scene, &client, session->detail & SA_PORT, travelled);
 	}
-	bind_sa(scene, meta.backend, first || travelled);
-	if (moved) {
-		session->client = client;
-		session->detail = port;
+	if (moved || first) {
+		session->client = scene->message.client;
+		session->detail = scene->message.port | (first && !travelled ? SA_AT_HOME : 0);
 	}
 	if (first)
 		session_change(session, SESSION_ESTABLISHED, meta.backend);
+	return 0;
+}
+
+/*
+ * The backend of a proven SA answers where its client was last seen, with a message that is encrypted. What another SA has
+ * there becomes this one's.
+ */
+__noinline int confirm_sa(struct scene *scene)
+{
+	struct session *session, *other;
+	struct session_meta meta;
+
+	if (!scene)
+		return 0;
+	session = session_at(look_for(scene, SESSION_SA));
+	if (!session || session->detail & SA_REPLACED || (session->detail & SA_PORT) != scene->message.port ||
+	    !address_equal(&session->client, &scene->message.client))
+		return 0;
+	meta = session_read(session);
+	if (!session_is_established(meta) || !may_be_from(scene->source_mac, meta.backend) ||
+	    !is_taken(scene, session_at(look_for(scene, SESSION_ENDPOINT))))
+		return 0;
+	take_endpoint(scene, meta.backend, session->detail & SA_AT_HOME);
+	other = session_at(look_for(scene, SESSION_ADDRESS));
+	if (!other || session_read(other).backend != meta.backend)
+		bind(scene, SESSION_ADDRESS, SESSION_ESTABLISHED, meta.backend, scene->message.initiator_spi, true);
 	return 0;
 }
 
@@ -103,14 +195,15 @@ static __always_inline bool decide_sa(struct scene *scene, __s64 place, struct s
 	 * The client speaks to a responder that is not this SA's, before that one has won: its start went by hash before
 	 * it was repeated, and was answered there.
 	 */
-	if (session_state(meta) == SESSION_EMBRYONIC && message->responder_spi && session->responder_spi &&
+	if (lb_config.return_path == LB_RETURN_HERE && session_state(meta) == SESSION_EMBRYONIC &&
+	    !(session->detail & SA_OF_BACKEND) && message->responder_spi &&
 	    session->responder_spi != message->responder_spi)
 		return false;
 	decide_by_session(scene, place, session, meta, LB_BECAUSE_SA);
 	scene->decision.proves =
 		proves_return_path(session, message) &&
-		(!session_is_established(meta) || meta.last_seen != scene->now || session->detail != message->port ||
-		 !address_equal(&session->client, &message->client));
+		(!session_is_established(meta) || meta.last_seen != scene->now ||
+		 (session->detail & SA_PORT) != message->port || !address_equal(&session->client, &message->client));
 	return true;
 }
 
@@ -147,7 +240,7 @@ static __always_inline bool decide_new_sa(struct scene *scene, __u32 bound)
 static __always_inline void decide_ike_by_endpoint(struct scene *scene, bool known)
 {
 	const struct message *message = &scene->message;
-	enum lb_reason otherwise = known ? LB_BECAUSE_DOWN : LB_BECAUSE_HASH;
+	enum lb_reason otherwise = LB_BECAUSE_HASH;
 	__s64 place = look_for(scene, SESSION_ENDPOINT);
 	struct session *session = session_at(place);
 	struct session_meta meta = {};
@@ -164,8 +257,7 @@ static __always_inline void decide_ike_by_endpoint(struct scene *scene, bool kno
 
 		if (decide_new_sa(scene, follows ? meta.backend : LB_BACKENDS_MAX))
 			return;
-		if (!follows)
-			session = NULL;
+		/* What follows on this start has an SPI that nobody knows, so it goes by the endpoint, and so does the start. */
 		otherwise = scene->decision.reason;
 	}
 	if (!session) {
@@ -250,7 +342,7 @@ __noinline int decide_esp(struct scene *scene)
 	if (!session)
 		goto by_hash;
 	meta = session_read(session);
-	if (scene->decision.reason == LB_BECAUSE_ADDRESS && !session_is_established(meta))
+	if (scene->decision.reason == LB_BECAUSE_ADDRESS && session_state(meta) == SESSION_EMBRYONIC)
 		goto by_hash;
 	if (backend_is_left(meta.backend, scene->now)) {
 		decide_by_hash_called(scene, LB_BECAUSE_DOWN);
@@ -371,6 +463,9 @@ static __always_inline void hear_new_sa(struct scene *scene)
 	}
 	if (message->starts_sa) {
 		learn_client(scene, SESSION_SA, SESSION_EMBRYONIC);
+		session = session_at(look_for(scene, SESSION_SA));
+		if (session)
+			session->detail |= SA_OF_BACKEND;
 	} else if (session && meta.backend == scene->sender && message->responder_spi && !message->notifies) {
 		entry_for(scene, SESSION_SA, SESSION_LEARNED, scene->sender);
 		session = session_at(session_put(&scene->entry));
@@ -402,6 +497,7 @@ __noinline int hear_by_tunnel_more(struct scene *scene)
 		if (kind == SESSION_SA && message->responder_spi && !message->notifies &&
 		    !session_is_established(meta) && may_be_from(scene->source_mac, meta.backend))
 			session->responder_spi = message->responder_spi;
+		scene->decision.proves = kind == SESSION_SA && message->encrypted;
 		return 0;
 	}
 	if (kind == SESSION_SA)
