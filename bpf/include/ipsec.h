@@ -119,11 +119,13 @@ static __always_inline bool ike_notifies(const struct ike_header *ike)
 
 /*
  * Whether the sender of an IKE message is who began the SA, so that the initiator SPI is its own: in IKEv2 a flag
- * says so (RFC 7296, section 3.1). IKEv1 has none; there it is taken for granted.
+ * says so (RFC 7296, section 3.1). IKEv1 has none; there it is taken for granted that clients begin.
  */
-static __always_inline bool ike_of_initiator(const struct ike_header *ike)
+static __always_inline bool ike_of_initiator(const struct ike_header *ike, enum side side)
 {
-	return IKE_MAJOR(ike->version) == 1 || ike->flags & IKE_FLAG_INITIATOR;
+	if (IKE_MAJOR(ike->version) == 1)
+		return side == SIDE_CLIENT;
+	return ike->flags & IKE_FLAG_INITIATOR;
 }
 
 /* Whether the sender of an IKE message shows that it has the SA's keys, to whom can check it. */
@@ -134,8 +136,8 @@ static __always_inline bool ike_encrypted(const struct ike_header *ike)
 	return ike->next_payload == IKE_ENCRYPTED || ike->next_payload == IKE_ENCRYPTED_FRAGMENT;
 }
 
-static __always_inline void classify_ike(const struct packet *packet, struct message *message, void *payload,
-					 __u32 bytes)
+static __always_inline void classify_ike(const struct packet *packet, struct message *message, enum side side,
+					 void *payload, __u32 bytes)
 {
 	struct ike_header *ike = payload;
 
@@ -148,7 +150,7 @@ static __always_inline void classify_ike(const struct packet *packet, struct mes
 	message->responder_spi = ike->responder_spi;
 	message->starts_sa = ike_starts_sa(ike);
 	message->notifies = ike_notifies(ike);
-	message->of_initiator = ike_of_initiator(ike);
+	message->of_initiator = ike_of_initiator(ike, side);
 	message->encrypted = ike_encrypted(ike);
 }
 
@@ -177,8 +179,8 @@ static __always_inline void classify_ah(const struct packet *packet, struct mess
 }
 
 /* RFC 3948, section 2: port 4500 tells IKE, ESP and keepalives apart by their first bytes. */
-static __always_inline void classify_udp4500(const struct packet *packet, struct message *message, void *payload,
-					     __u32 bytes)
+static __always_inline void classify_udp4500(const struct packet *packet, struct message *message, enum side side,
+					     void *payload, __u32 bytes)
 {
 	__be32 *marker = payload;
 	__u8 *first = payload;
@@ -188,7 +190,7 @@ static __always_inline void classify_udp4500(const struct packet *packet, struct
 	else if (bytes < sizeof(*marker) || !packet_holds(packet, marker, sizeof(*marker)))
 		message->kind = KIND_MALFORMED;
 	else if (!*marker)
-		classify_ike(packet, message, payload + sizeof(*marker), bytes - sizeof(*marker));
+		classify_ike(packet, message, side, payload + sizeof(*marker), bytes - sizeof(*marker));
 	else
 		classify_esp(packet, message, payload, bytes);
 }
@@ -216,9 +218,9 @@ static __always_inline void classify_udp(const struct packet *packet, struct mes
 	port = side == SIDE_CLIENT ? udp->dest : udp->source;
 	message->port = bpf_ntohs(side == SIDE_CLIENT ? udp->source : udp->dest);
 	if (port == bpf_htons(PORT_IKE))
-		classify_ike(packet, message, udp + 1, bytes);
+		classify_ike(packet, message, side, udp + 1, bytes);
 	else if (port == bpf_htons(PORT_IKE_NAT))
-		classify_udp4500(packet, message, udp + 1, bytes);
+		classify_udp4500(packet, message, side, udp + 1, bytes);
 	else
 		message->kind = KIND_OTHER;
 }

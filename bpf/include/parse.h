@@ -50,9 +50,10 @@ struct packet {
 /* Whether `bytes` bytes at `at` lie in the frame. Written so that the verifier learns it too. */
 #define packet_holds(packet, at, bytes) ((void *)(at) + (bytes) <= (packet)->end)
 
+/* Reads both ends anew: the compiler would else keep half of a pointer on the stack, which the verifier does not take. */
 static __always_inline __u32 frame_bytes(const struct xdp_md *ctx)
 {
-	return (void *)(long)ctx->data_end - (void *)(long)ctx->data;
+	return (void *)(long)READ_ONCE(ctx->data_end) - (void *)(long)READ_ONCE(ctx->data);
 }
 
 static __always_inline bool parse_ethernet(struct xdp_md *ctx, struct packet *packet)

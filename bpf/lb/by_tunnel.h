@@ -500,18 +500,17 @@ __noinline int hear_by_tunnel_more(struct scene *scene)
 		scene->decision.proves = kind == SESSION_SA && message->encrypted;
 		return 0;
 	}
-	if (kind == SESSION_SA)
-		hear_new_sa(scene);
-	else if (message->kind == KIND_ESP)
-		learn_client(scene, kind, SESSION_ESTABLISHED);
-	if (kind == SESSION_ADDRESS || scene->ingress != LB_INGRESS_UNKNOWN)
-		return 0;
 	/* Where anything else from that address was last seen. */
-	session = session_at(look_for(scene, SESSION_ADDRESS));
+	session = kind == SESSION_ADDRESS ? NULL : session_at(look_for(scene, SESSION_ADDRESS));
 	if (session)
 		scene->ingress = session_read(session).ingress;
-	else if (message->kind == KIND_ESP)
-		learn_client(scene, SESSION_ADDRESS, SESSION_ESTABLISHED);
+	if (kind == SESSION_SA) {
+		hear_new_sa(scene);
+	} else if (message->kind == KIND_ESP) {
+		learn_client(scene, kind, SESSION_ESTABLISHED);
+		if (!session)
+			learn_client(scene, SESSION_ADDRESS, SESSION_ESTABLISHED);
+	}
 	return 0;
 }
 

@@ -362,7 +362,8 @@ static __always_inline void check_label(const struct message *message, __u32 sen
 	struct lb_backend *backend;
 	__be64 spi;
 
-	if (!lb_config.label_bits || message->kind != KIND_IKE)
+	/* A complaint in clear repeats the SPIs of what it complains of. */
+	if (!lb_config.label_bits || message->kind != KIND_IKE || message->notifies)
 		return;
 	backend = backend_get(sender);
 	spi = backend_ike_spi(message, SIDE_BACKEND);
