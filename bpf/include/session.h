@@ -510,21 +510,24 @@ __noinline bool session_table_full(__u32 now)
 
 /*
  * How willingly a slot is given to a new entry of state `state`: 0 not at all, more is better. Unused and expired
- * ones come first, in the order of the search, then embryonic ones by the time that nobody has used them, then learned ones.
+ * ones come first, in the order of the search, then embryonic and learned ones by the time that nobody has used them.
  */
 static __always_inline __u64 session_worth(struct session_meta meta, enum session_state state, __u32 now)
 {
+	__s32 idle;
+
 	meta = session_forget(meta);
+	idle = now - meta.last_seen;
 	if (session_state(meta) == SESSION_BUSY)
 		return 0;
 	if (!session_in_use(meta) || session_expired(meta, now))
 		return 1ULL << 34;
-	if (session_state(meta) == SESSION_EMBRYONIC)
-		return (1ULL << 33) + (__s32)(now - meta.last_seen);
-	/* What has been idle for long goes for a start too, or learned entries could keep all starts out. */
-	if (session_state(meta) == SESSION_LEARNED &&
-	    (state != SESSION_EMBRYONIC || (__s32)(now - meta.last_seen) > (__s32)session_config.embryonic_timeout))
-		return (1ULL << 32) + (__s32)(now - meta.last_seen);
+	/* What is learned and has been idle for long goes for a start too, or such entries could keep all starts out. */
+	if (session_state(meta) == SESSION_EMBRYONIC ||
+	    (session_state(meta) == SESSION_LEARNED && idle > (__s32)session_config.embryonic_timeout))
+		return (1ULL << 33) + idle;
+	if (session_state(meta) == SESSION_LEARNED && state != SESSION_EMBRYONIC)
+		return (1ULL << 32) + idle;
 	return 0;
 }
 

@@ -272,22 +272,22 @@ static __always_inline void decide_ike_by_endpoint(struct scene *scene, bool kno
 
 __noinline int decide_ike(struct scene *scene)
 {
+	__u32 labelled = LB_BACKENDS_MAX;
 	struct session *session;
-	__u32 labelled;
 	__s64 place;
 
 	if (!scene)
 		return 0;
 	place = look_for(scene, SESSION_SA);
 	session = session_at(place);
-	if (!(session && session_has_spis(session, &scene->message))) {
+	if (!(session && session_has_spis(session, &scene->message)))
 		labelled = backend_of_ike_label(scene);
-		if (labelled < LB_BACKENDS_MAX && !(session && session_read(session).backend == labelled)) {
-			decide_stateless(labelled, LB_BECAUSE_LABEL, &scene->decision);
-			return 0;
-		}
-	}
-	if (!session || !decide_sa(scene, place, session))
+	if (session && (labelled >= LB_BACKENDS_MAX || session_read(session).backend == labelled) &&
+	    decide_sa(scene, place, session))
+		return 0;
+	if (labelled < LB_BACKENDS_MAX)
+		decide_stateless(labelled, LB_BECAUSE_LABEL, &scene->decision);
+	else
 		decide_ike_by_endpoint(scene, session != NULL);
 	return 0;
 }
