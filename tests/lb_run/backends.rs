@@ -2,6 +2,7 @@
 
 use etherparse::IpNumber;
 use lb::lb::backend;
+use lb::lb::session::State::{Embryonic, Established};
 use lb::lb::skeleton::types::lb_verdict;
 
 use crate::common::packet::{
@@ -22,37 +23,44 @@ fn root_what_belongs_to_tunnels_returns() {
         let from_4500 = |payload: &[u8]| udp((vip, 4500), (client, 61234), payload);
         let whole = raw(vip, client, IpNumber(17), &[1; 64]);
         let echo: u8 = if client.is_ipv6() { 128 } else { 8 };
+        // With the state of the session that a client without one has from then on.
         let mut frames = vec![
-            ("IKE", ike_back(client, Ike::init_response(INITIATOR, RESPONDER))),
-            ("a start of the backend's", ike_back(client, Ike::init(9))),
-            ("a cookie demand", ike_back(client, Ike::init_response(INITIATOR, 0))),
-            ("IKE on port 4500", ike_nat_back(client, 4500, Ike::auth(INITIATOR, RESPONDER))),
-            ("IKE to any port", ike_nat_back(client, 1024, Ike::auth(INITIATOR, RESPONDER))),
-            ("a keepalive", padded(from_4500(&[0xff]))),
-            ("ESP in UDP", from_4500(&esp_bytes(7))),
-            ("ESP", esp_back(client, 7)),
-            ("AH", raw(vip, client, IpNumber(51), &[1; 40])),
-            ("a ping", icmp(vip, client, echo, &[0; 60])),
-            ("an answer to a ping", icmp(vip, client, if client.is_ipv6() { 129 } else { 0 }, &[0; 60])),
-            ("an ICMP error", icmp(vip, client, 3, &[&[0; 4], &esp(client, 7)[14..]].concat())),
-            ("an ICMP error without a quote", padded(icmp(vip, client, 3, &[0; 4]))),
-            ("a first fragment", fragments(&esp_back(client, 7), 64, 1, &[])[0].clone()),
-            ("a later fragment", fragments(&whole, 32, 1, &[])[1].clone()),
+            ("IKE", ike_back(client, Ike::init_response(INITIATOR, RESPONDER)), None),
+            ("a start of the backend's", ike_back(client, Ike::init(9)), Some(Embryonic)),
+            ("a start on port 4500", ike_nat_back(client, 4500, Ike::init(9)), Some(Embryonic)),
+            ("a cookie demand", ike_back(client, Ike::init_response(INITIATOR, 0)), None),
+            ("IKE on port 4500", ike_nat_back(client, 4500, Ike::auth(INITIATOR, RESPONDER)), None),
+            ("IKE to any port", ike_nat_back(client, 1024, Ike::auth(INITIATOR, RESPONDER)), None),
+            ("a keepalive", padded(from_4500(&[0xff])), None),
+            ("ESP in UDP", from_4500(&esp_bytes(7)), Some(Established)),
+            ("ESP", esp_back(client, 7), Some(Established)),
+            ("AH", raw(vip, client, IpNumber(51), &[1; 40]), Some(Established)),
+            ("a ping", icmp(vip, client, echo, &[0; 60]), None),
+            (
+                "an answer to a ping",
+                icmp(vip, client, if client.is_ipv6() { 129 } else { 0 }, &[0; 60]),
+                None,
+            ),
+            ("an ICMP error", icmp(vip, client, 3, &[&[0; 4], &esp(client, 7)[14..]].concat()), None),
+            ("an ICMP error without a quote", padded(icmp(vip, client, 3, &[0; 4])), None),
+            ("a first fragment", fragments(&esp_back(client, 7), 64, 1, &[])[0].clone(), Some(Established)),
+            ("a later fragment", fragments(&whole, 32, 1, &[])[1].clone(), None),
         ];
         if client.is_ipv6() {
-            frames.push(("behind extension headers", with_extensions(&esp_back(client, 7), &[0, 60])));
-            frames.push(("behind destination options", fragments(&whole, 32, 1, &[60])[1].clone()));
+            let behind = with_extensions(&esp_back(client, 7), &[0, 60]);
+            frames.push(("behind extension headers", behind, Some(Established)));
+            frames.push(("behind destination options", fragments(&whole, 32, 1, &[60])[1].clone(), None));
         } else {
-            frames.push(("an ICMP redirect", icmp(vip, client, 5, &[0x45; 60])));
-            frames.push(("a timestamp", icmp(vip, client, 13, &[0; 60])));
-            frames.push(("behind options", with_options(&esp_back(client, 7), 15)));
+            frames.push(("an ICMP redirect", icmp(vip, client, 5, &[0x45; 60]), None));
+            frames.push(("a timestamp", icmp(vip, client, 13, &[0; 60]), None));
+            frames.push(("behind options", with_options(&esp_back(client, 7), 15), Some(Established)));
         }
-        for (description, frame) in frames {
-            balancer.check(&from_backend(description, frame.clone(), Returned(client)));
-            balancer
-                .check(&from_backend(description, frame.clone(), Returned(client)).with_established(other));
-            balancer.check(&from_backend(description, frame.clone(), Returned(client)).with_start(client));
-            balancer.check(&from_backend(description, frame, Returned(client)).with_established(client));
+        for (description, frame, state) in frames {
+            let fixture = from_backend(description, frame, Returned(client)).teaches(state);
+            balancer.check(&fixture);
+            balancer.check(&fixture.clone().with_established(other));
+            balancer.check(&fixture.clone().with_start(client));
+            balancer.check(&fixture.with_established(client));
         }
     });
 }
@@ -99,7 +107,8 @@ fn root_macs_are_learned_from_what_backends_send() {
         balancer.hear(0);
         balancer.check(&from_backend("a given MAC stays", request(UNKNOWN_MAC), to_all));
         let frame = sent_by(esp_back(client, 7), backend_mac(1));
-        balancer.check(&from_backend("ESP", frame, Returned(client)).learns(1, backend_mac(1)));
+        let fixture = from_backend("ESP", frame, Returned(client)).teaches(Established);
+        balancer.check(&fixture.learns(1, backend_mac(1)));
         balancer.check(&from_backend("ARP", request(backend_mac(2)), to_all).learns(2, backend_mac(2)));
 
         let learned: Vec<bool> = backend::list(&balancer.datapath.maps)

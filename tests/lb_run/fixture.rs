@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use lb::kernel::counters::{self, Count};
 use lb::kernel::program::{Program, Run, RunOptions};
 use lb::kernel::table::{SharedWords, Table};
 use lb::kernel::value::MapValue;
-use lb::lb::backend::{self, NewBackend};
+use lb::lb::backend::{self, NewBackend, Wanted};
 use lb::lb::datapath::{Datapath, Settings};
 use lb::lb::interfaces;
 use lb::lb::schedule::{self, Candidate};
-use lb::lb::session::{Sessions, State};
+use lb::lb::session::{Entry, Key, Sessions, State};
 use lb::lb::skeleton::types::{self, lb_unplaced, lb_verdict};
 use lb::lb::stats;
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions};
@@ -34,6 +34,9 @@ pub const RESPONDER: u64 = 0x5555_6666_7777_8888;
 
 /// By how many seconds a fixture's sessions are made older before its packet is sent, to see whom it refreshes.
 const AGE: u32 = 10;
+
+/// Where a client is that no packet has come from yet.
+pub const INGRESS_UNKNOWN: u8 = types::lb_limits::LB_INGRESS_UNKNOWN.0 as u8;
 
 /// Which of the two programs a packet is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +117,7 @@ pub struct Fixture {
     remembers_fragment: bool,
     unplaced: Option<lb_unplaced>,
     learns: Option<(u32, [u8; 6])>,
+    teaches: Option<State>,
 }
 
 /// A fixture whose packet comes from the client side.
@@ -128,6 +132,7 @@ pub fn from_client(description: impl Into<String>, frame: Vec<u8>, expected: Exp
         remembers_fragment: false,
         unplaced: None,
         learns: None,
+        teaches: None,
     }
 }
 
@@ -182,6 +187,12 @@ impl Fixture {
         self.learns = Some((backend, mac));
         self
     }
+
+    /// The packet gives its client, if that has none, a session of this state at the backend that sent it.
+    pub fn teaches(mut self, state: impl Into<Option<State>>) -> Self {
+        self.teaches = state.into();
+        self
+    }
 }
 
 /// A session as fixtures compare it.
@@ -218,7 +229,15 @@ pub struct Balancer {
     hash_slots: Vec<u32>,
     /// How many backends there are.
     count: u32,
+    /// Whose frames those from the backend side are.
+    heard: AtomicU32,
 }
+
+/// How a client's packet was counted, and to which backend it went if it did.
+pub type Outcome = (lb_verdict, Option<u32>);
+
+/// An entry of the session table, without its times and counts.
+pub type Row = (Key, State, u32);
 
 /// Settings with a table small enough to be looked through after each packet.
 pub fn settings() -> Settings {
@@ -236,9 +255,6 @@ impl Balancer {
     #[track_caller]
     pub fn of(settings: &Settings, macs: &[Option<[u8; 6]>]) -> Self {
         let datapath = datapath_of(settings, &macs.iter().map(|mac| mac.map(Into::into)).collect::<Vec<_>>());
-        // Frames of a test run come in on the loopback interface, which so is that of the first backend.
-        let entry = types::lb_interface { ifindex: 1, role: types::lb_role::LB_EGRESS, ..Default::default() };
-        interfaces::insert(&datapath.maps, entry).expect("an interface can be set");
         let balancer = Self {
             sessions: Sessions::open(&datapath.maps).expect("the sessions can be read"),
             words: SharedWords::new(&datapath.maps.sessions).expect("the sessions can be mapped"),
@@ -246,6 +262,7 @@ impl Balancer {
             hash_slots: schedule::hash_slots(&candidates(&vec![1; macs.len()])),
             settings: settings.clone(),
             count: macs.len() as u32,
+            heard: AtomicU32::new(0),
             datapath,
         };
         balancer.hear(0);
@@ -256,9 +273,12 @@ impl Balancer {
     /// interface, which becomes the one of that backend.
     #[track_caller]
     pub fn hear(&self, backend: u32) {
+        self.heard.store(backend, Ordering::Relaxed);
+        let backend = u16::try_from(backend).expect("few backends");
         let entry = types::lb_interface {
             ifindex: 1,
-            index: u16::try_from(backend).expect("few backends"),
+            index: backend,
+            backend,
             role: types::lb_role::LB_EGRESS,
             ..Default::default()
         };
@@ -282,9 +302,17 @@ impl Balancer {
         program.run(frame, options).expect("the program runs")
     }
 
-    /// Sends a client's frame and returns how it was counted, and to which backend it went if it did.
+    /// Sends a frame of a backend, from its own MAC.
     #[track_caller]
-    pub fn outcome(&self, frame: &[u8]) -> (lb_verdict, Option<u32>) {
+    pub fn answer(&self, backend: u32, frame: Vec<u8>) -> Run {
+        self.hear(backend);
+        let mac = self.mac(backend).expect("a backend that sends has a MAC");
+        self.send(Side::Backend, &packet::sent_by(frame, mac))
+    }
+
+    /// Sends a client's frame.
+    #[track_caller]
+    pub fn outcome(&self, frame: &[u8]) -> Outcome {
         let counts = || stats::read_verdicts(&self.datapath.maps).expect("counters can be read");
         let before = counts();
         let run = self.send(Side::Client, frame);
@@ -307,6 +335,40 @@ impl Balancer {
     /// The backend of a client's session.
     pub fn backend_of(&self, client: IpAddr) -> Option<u32> {
         self.sessions.of(client).next().map(|session| session.backend)
+    }
+
+    /// The entry of a key.
+    pub fn entry(&self, key: Key) -> Option<Entry> {
+        self.sessions.entries().find(|entry| entry.key == key)
+    }
+
+    /// All entries, in the order of their keys.
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows: Vec<Row> =
+            self.sessions.entries().map(|entry| (entry.key, entry.state, entry.backend)).collect();
+        rows.sort();
+        rows
+    }
+
+    /// Says what is wanted of a backend, as `lb backend` does.
+    #[track_caller]
+    pub fn want(&self, backend: u32, wanted: Wanted) {
+        backend::set_wanted(&self.datapath.maps, backend, wanted).expect("a backend can be set");
+        backend::reschedule(&self.datapath.maps).expect("the schedules can be made");
+    }
+
+    /// Gives backends their labels, in the order of their indexes.
+    #[track_caller]
+    pub fn label(&self, labels: &[Option<u32>]) {
+        for (index, label) in (0..).zip(labels) {
+            backend::set_label(&self.datapath.maps, index, *label).expect("a label can be set");
+        }
+    }
+
+    /// Ends all that was remembered of clients.
+    pub fn forget(&self) {
+        self.sessions.flush();
+        self.forget_fragments();
     }
 
     /// The backend that a client hashes to, worked out beside the datapath.
@@ -350,6 +412,15 @@ impl Balancer {
         }
     }
 
+    /// Makes what a backend was asked look as if it had been asked `seconds` seconds earlier, if it was.
+    pub fn age_question(&self, index: u32, seconds: u32) {
+        await_uptime(seconds);
+        let backends = &self.datapath.maps.backends;
+        let mut backend = backends.get(&index).expect("readable").expect("a backend");
+        backend.asked = backend.asked.saturating_sub(seconds);
+        backends.set(&index, &backend).expect("a backend can be set");
+    }
+
     /// Makes all fragments look as if they had been seen `seconds` seconds earlier.
     pub fn age_fragments(&self, seconds: u32) {
         await_uptime(seconds);
@@ -373,8 +444,7 @@ impl Balancer {
     /// Runs a fixture on an empty table, and ends the test if anything comes of it that is not expected.
     #[track_caller]
     pub fn check(&self, fixture: &Fixture) {
-        self.sessions.flush();
-        self.forget_fragments();
+        self.forget();
         if let Some(client) = fixture.expected.client() {
             // Sessions are placed where the hash would not have, or a test could not tell the two ways.
             let next = (self.hashed(client) + 1) % self.count;
@@ -469,7 +539,22 @@ impl Balancer {
             }
             Expected::Hash(client) => Some(self.hashed(client)),
             Expected::Returned(client) => {
-                session(&mut world, client);
+                if session(&mut world, client).is_none()
+                    && let Some(state) = fixture.teaches
+                {
+                    let established = state == State::Established;
+                    world.sessions.push(Seen {
+                        client,
+                        backend: self.heard.load(Ordering::Relaxed),
+                        ingress: INGRESS_UNKNOWN,
+                        established,
+                        fresh: true,
+                        packets: 0,
+                        bytes: 0,
+                    });
+                    world.sessions.sort();
+                    world.established += u64::from(established);
+                }
                 None
             }
             _ => None,
@@ -521,7 +606,7 @@ impl Balancer {
     #[track_caller]
     pub fn mac(&self, index: u32) -> Option<[u8; 6]> {
         let backend = self.datapath.maps.backends.get(&index).expect("readable").expect("a backend");
-        (backend.station.state == types::lb_backend_state::LB_ACTIVE).then_some(backend.station.mac)
+        (backend.station.mac != [0; 6]).then_some(backend.station.mac)
     }
 
     /// How many starts got no session, by cause.
@@ -546,9 +631,9 @@ impl Balancer {
             Expected::Returned(client) => {
                 let session = before.sessions.iter().find(|session| session.client == client);
                 match session {
-                    Some(session) => Way::Port(session.ingress.into()),
-                    None if self.settings.ingress_count == 1 => Way::Port(0),
-                    None => Way::All,
+                    Some(session) if session.ingress != INGRESS_UNKNOWN => Way::Port(session.ingress.into()),
+                    _ if self.settings.ingress_count == 1 => Way::Port(0),
+                    _ => Way::All,
                 }
             }
             _ => Way::Port(backend?),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::IpNumber;
 use lb::lb::datapath::{Other, Settings};
+use lb::lb::session::State::Established;
 use lb::lb::skeleton::types::lb_verdict;
 
 use crate::common::packet::{
@@ -64,11 +65,8 @@ fn root_ipv4_options_are_skipped() {
         balancer.check(&fixture(&esp(client, 7), Session(client)).with_established(client));
         balancer.check(&fixture(&esp_in_udp(client, 4500, 7), Hash(client)));
         balancer.check(&fixture(&tcp(client, vip(client), 80), OTHER));
-        balancer.check(&from_backend(
-            &description,
-            with_options(&esp_back(client, 7), words),
-            Returned(client),
-        ));
+        let back = with_options(&esp_back(client, 7), words);
+        balancer.check(&from_backend(&description, back, Returned(client)).teaches(Established));
         let tags = tagged(&with_options(&start(client), words), &[0x88a8, 0x8100]);
         balancer.check(&from_client(&description, tags, New(client)));
         let [first, later] =
@@ -94,7 +92,7 @@ fn root_ipv6_extension_headers_are_walked_up_to_eight() {
             balancer.check(&fixture(&esp(client, 7), Session(client)).with_established(client));
             balancer.check(&fixture(&tcp(client, vip(client), 80), OTHER));
             let back = with_extensions(&esp_back(client, 7), &chain);
-            balancer.check(&from_backend(&description, back, Returned(client)));
+            balancer.check(&from_backend(&description, back, Returned(client)).teaches(Established));
         }
         for count in [9, 10, 40] {
             let frame = with_extensions(&start(client), &vec![protocol; count]);
@@ -282,7 +280,8 @@ fn root_only_vips_are_balanced_where_some_are_given() {
             balancer.check(&from_client("malformed comes first", short, MALFORMED));
             // What backends send is from whatever addresses they have.
             let back = raw(stranger, client, IpNumber(50), &[1; 64]);
-            balancer.check(&from_backend("ESP of a backend", back, Returned(client)));
+            let fixture = from_backend("ESP of a backend", back, Returned(client));
+            balancer.check(&fixture.teaches(Established));
         });
         let client = client(1, false);
         let to_second = udp((client, 500), (second, 500), &Ike::init(INITIATOR).bytes());

@@ -1,5 +1,7 @@
 //! Several interfaces towards the clients: each client is answered where it was last seen.
 
+use std::net::IpAddr;
+
 use lb::kernel::interface::Interface;
 use lb::kernel::xdp::{Link, Mode};
 use lb::lb::datapath::Settings;
@@ -8,20 +10,20 @@ use lb::lb::skeleton::types::{lb_interface, lb_role};
 
 use crate::common::namespace::{Namespace, veth};
 use crate::common::packet::{
-    Ike, arp, client, echo_request, esp, esp_back, esp_in_udp, fragments, icmp_error, ike, ike_back,
-    keepalive,
+    Ike, arp, client, echo_request, esp, esp_back, esp_in_udp, fragments, icmp, icmp_error, ike, ike_back,
+    keepalive, vip,
 };
 use crate::families;
 use crate::fixture::{Balancer, INITIATOR, RESPONDER, Side, Way, XDP_REDIRECT, settings};
 
 /// A balancer with three client-side interfaces, in a network namespace of their own.
-fn with_three(work: impl FnOnce(&Balancer, [u32; 3]) + Send) {
+pub fn with_three(settings: Settings, work: impl FnOnce(&Balancer, [u32; 3]) + Send) {
     let namespace = Namespace::new("lb-ingress");
     for number in 0..3 {
         veth((&namespace, &format!("in{number}")), (&namespace, &format!("peer{number}")));
     }
     namespace.within(|| {
-        let balancer = Balancer::new(&Settings { ingress_count: 3, ..settings() }, 4);
+        let balancer = Balancer::new(&Settings { ingress_count: 3, ..settings }, 4);
         let mut links = Vec::new();
         let ingress = [0u16, 1, 2].map(|index| {
             let interface = Interface::find(&format!("in{index}")).expect("the interface is there");
@@ -46,18 +48,29 @@ fn with_three(work: impl FnOnce(&Balancer, [u32; 3]) + Send) {
     });
 }
 
+/// A ping of a backend's, which says nothing about its client.
+pub fn echo_back(client: IpAddr) -> Vec<u8> {
+    icmp(vip(client), client, if client.is_ipv6() { 128 } else { 8 }, &[0; 60])
+}
+
 #[test]
 fn root_answers_go_where_the_client_was_last_seen() {
-    with_three(|balancer, ingress| {
+    with_three(settings(), |balancer, ingress| {
         families(|client, router| {
             balancer.sessions.flush();
             let answered = || balancer.way(Side::Backend, &esp_back(client, 7), None);
+            let asked = || balancer.way(Side::Backend, &echo_back(client), None);
             let send = |frame: &[u8], index: usize| {
                 assert_eq!(balancer.send_on(Side::Client, frame, Some(ingress[index])).action, XDP_REDIRECT);
             };
-            assert_eq!(answered(), Some(Way::All), "nobody knows where the client is");
+            assert_eq!(asked(), Some(Way::All), "nobody knows where the client is");
             send(&esp(client, 7), 1);
-            assert_eq!(answered(), Some(Way::All), "what has no session is not remembered");
+            assert_eq!(asked(), Some(Way::All), "what has no session is not remembered");
+            assert_eq!(answered(), Some(Way::All), "ESP shows whose client it is, not where");
+            assert_eq!(answered(), Some(Way::All));
+            send(&esp(client, 7), 2);
+            assert_eq!(answered(), Some(Way::Port(2)), "the client of a session is heard");
+            balancer.sessions.flush();
             send(&ike(client, Ike::init(INITIATOR)), 1);
             assert_eq!(answered(), Some(Way::Port(1)));
             let answer = ike_back(client, Ike::init_response(INITIATOR, RESPONDER));
@@ -88,7 +101,7 @@ fn root_answers_go_where_the_client_was_last_seen() {
 
 #[test]
 fn root_neighbours_of_backends_go_to_all_client_sides() {
-    with_three(|balancer, _| {
+    with_three(settings(), |balancer, _| {
         for frame in [arp(1, [0xff; 6]), arp(2, [2, 0, 0, 0, 0, 0xc1])] {
             assert_eq!(balancer.way(Side::Backend, &frame, None), Some(Way::All));
         }
@@ -97,7 +110,7 @@ fn root_neighbours_of_backends_go_to_all_client_sides() {
 
 #[test]
 fn root_each_client_has_an_ingress_of_its_own() {
-    with_three(|balancer, ingress| {
+    with_three(settings(), |balancer, ingress| {
         for number in 0..30 {
             let frame = ike(client(number, number % 2 == 1), Ike::init(INITIATOR));
             balancer.send_on(Side::Client, &frame, Some(ingress[number as usize % 3]));

@@ -8,6 +8,8 @@
 mod backends;
 #[path = "../common/mod.rs"]
 mod common;
+mod down;
+mod draining;
 mod esp;
 mod fixture;
 mod fragments;
@@ -15,9 +17,14 @@ mod headers;
 mod icmp;
 mod ike;
 mod ingress;
+mod labels;
+mod learning;
+mod load;
 mod neighbour;
+mod peer;
 mod schedule;
 mod sessions;
+mod tunnel;
 mod walk;
 
 use std::net::IpAddr;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb::lb::backend;
 use lb::lb::datapath::{Policy, Settings};
-use lb::lb::skeleton::types::{lb_verdict};
+use lb::lb::skeleton::types::lb_verdict;
 
 use crate::common::packet::{
     Ike, ah, arp, backend_mac, client, echo_reply, echo_request, esp, esp_in_udp, ike, keepalive,
