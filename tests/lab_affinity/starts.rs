@@ -144,3 +144,32 @@ fn root_lab_large_certificates_arrive_whole_in_both_kinds_of_fragments() {
     assert_eq!(fragmented, expected, "fragments of IP: {:?}", seen.fragments);
     assert!(seen.ike_fragments >= 2 * ike.len() as u64, "{} fragments of IKE", seen.ike_fragments);
 }
+
+/// A NAT may give one port to two clients, if they speak to different ports: here to one that begins on port 500, and to
+/// another whose tunnel is on port 4500 already. They have nothing to do with each other.
+#[test]
+fn root_lab_one_port_of_a_nat_for_two_clients() {
+    let lab = Lab::up(2, "");
+    let wire = Wire::tap(&lab);
+    let router = lab.node("NAT1");
+    router.sh("nft insert rule ip lab hide ip saddr 10.77.0.1 udp sport 4500 snat to 192.0.0.1:20000
+         nft insert rule ip lab hide ip saddr 10.77.0.2 udp sport 500 snat to 192.0.0.1:20000
+         nft 'add chain ip lab hold { type filter hook forward priority 0; }'
+         nft add rule ip lab hold ip saddr 10.77.0.2 udp dport 4500 drop");
+    std::thread::scope(|scope| {
+        // The second client begins, and is held before it proves that it hears its backend.
+        let second = scope.spawn(|| lab.node("CL02").sh("swanctl --initiate --child tun02"));
+        await_that("the second client has begun", || !wire.seen().ike.is_empty());
+        lab.node("CL01").sh("swanctl --initiate --child tun01");
+        router.sh("nft delete chain ip lab hold");
+        second.join().expect("the second tunnel comes up");
+    });
+    let tunnels = lab.tunnels();
+    assert_eq!(tunnels[0].endpoint, "192.0.0.1:20000");
+    assert_ne!(tunnels[0].backend, tunnels[1].backend, "{tunnels:?}");
+    lab.script(&["tunnels", "ping"]);
+    crate::assert_listed(&lab, &tunnels);
+    let seen = wire.end();
+    seen.assert_whole();
+    crate::assert_seen_at_home(&tunnels, &seen);
+}
