@@ -103,6 +103,7 @@ static __always_inline void decide_tunnel(struct xdp_md *ctx, const struct packe
 	if (!scene)
 		return;
 	scene->ingress = ingress_index(ctx);
+	scene->decision.missed = decision->missed;
 	if (by_tunnel)
 		decide_by_tunnel_more(scene);
 	else

@@ -331,7 +331,9 @@ __noinline int decide_esp(struct scene *scene)
 		return 0;
 	message = &scene->message;
 	scene->decision.reason = message->port ? LB_BECAUSE_ENDPOINT : LB_BECAUSE_ESP;
-	place = message->port ? look_for(scene, SESSION_ENDPOINT) : look_for(scene, SESSION_ESP);
+	place = SESSION_NOWHERE;
+	if (!scene->decision.missed)
+		place = message->port ? look_for(scene, SESSION_ENDPOINT) : look_for(scene, SESSION_ESP);
 	if (place == SESSION_NOWHERE) {
 		/* NAT may have given the tunnel another port; plain ESP has the newest SA of its address. */
 		scene->decision.reason = message->port ? LB_BECAUSE_ESP : LB_BECAUSE_ADDRESS;
@@ -355,7 +357,7 @@ __noinline int decide_esp(struct scene *scene)
 	return 0;
 
 by_hash:
-	decide_by_hash_called(scene, LB_BECAUSE_HASH);
+	decide_by_hash_slot(&message->client, &scene->decision);
 	return 0;
 }
 
@@ -420,6 +422,7 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 					     struct session **session)
 {
 	struct session_key key = session_key_of_esp(&message->client, message->spi);
+	enum lb_reason reason = LB_BECAUSE_ESP;
 	struct session_meta meta;
 	struct session *found;
 	__u32 backend;
@@ -430,17 +433,27 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 		decide_stateless(backend, LB_BECAUSE_FRAGMENT, decision);
 		return true;
 	}
-	if (message->kind != KIND_ESP)
+	if (message->kind != KIND_ESP && message->kind != KIND_IKE)
 		return false;
-	if (message->port) {
+	if (message->kind == KIND_IKE) {
+		key = session_key_of_sa(message->initiator_spi);
+		reason = LB_BECAUSE_SA;
+	} else if (message->port) {
 		key.detail = message->port;
 		key.kind = SESSION_ENDPOINT;
+		reason = LB_BECAUSE_ENDPOINT;
 	}
 	found = session_find(&key, now, &meta);
+	decision->missed = !found;
 	if (!found || meta.last_seen != now)
 		return false;
+	/* An established SA at its place, with nothing to learn or to bind. */
+	if (message->kind == KIND_IKE &&
+	    !(session_is_established(meta) && session_has_spis(found, message) &&
+	      (found->detail & SA_PORT) == message->port && address_equal(&found->client, &message->client)))
+		return false;
 	decision->verdict = LB_SESSION;
-	decision->reason = message->port ? LB_BECAUSE_ENDPOINT : LB_BECAUSE_ESP;
+	decision->reason = reason;
 	decision->backend = meta.backend;
 	session_use(found, meta, message->kind, ingress_index(ctx), now);
 	*session = found;

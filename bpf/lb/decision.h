@@ -17,8 +17,9 @@ struct decision {
 	__u32 backend; /* LB_SESSION, LB_NEW, LB_STATELESS: index of the backend it goes to */
 	__u32 port;    /* LB_NEIGHBOUR, LB_RETURNED: key of the interface in the map of the other side, */
 	__u32 to_all;  /* or all of them */
-	__u32 proves; /* whether the packet proves an SA, which has more to change than the stack has room for in one go */
-	__s64 place; /* LB_SESSION, LB_NEW: of the entry that it counts for */
+	__u32 missed;  /* whether the packet's own entry has been looked for, and is not there */
+	__u32 proves;  /* whether the packet proves an SA, or confirms it: prove_sa() and confirm_sa() follow */
+	__s64 place;   /* LB_SESSION, LB_NEW: of the entry that it counts for */
 };
 
 /*
