@@ -80,7 +80,7 @@ pub struct Ike {
     pub start: bool,
     /// Whether it is a notification in clear.
     pub notifies: bool,
-    /// Whether who sends it began the SA, as far as it tells: IKEv1 does not, and is taken to be from the initiator.
+    /// Whether who sends it began the SA, as far as it tells: IKEv1 does not, and clients are taken to begin.
     pub of_initiator: bool,
 }
 
@@ -293,9 +293,9 @@ fn udp(bytes: &[u8], cut: bool, direction: Direction) -> Reading<Message> {
         Direction::ToClient => number(bytes, 0, 2)?,
     };
     match port {
-        500 => Ok(Message::Ike(ike(payload)?)),
+        500 => Ok(Message::Ike(ike(payload, direction)?)),
         4500 if payload == [0xff] => Ok(Message::Keepalive),
-        4500 if first(payload, 4)? == [0; 4] => Ok(Message::Ike(ike(&payload[4..])?)),
+        4500 if first(payload, 4)? == [0; 4] => Ok(Message::Ike(ike(&payload[4..], direction)?)),
         4500 => {
             first(payload, 8)?;
             Ok(Message::EspInUdp { spi: number(payload, 0, 4)? as u32 })
@@ -304,7 +304,7 @@ fn udp(bytes: &[u8], cut: bool, direction: Direction) -> Reading<Message> {
     }
 }
 
-fn ike(bytes: &[u8]) -> Reading<Ike> {
+fn ike(bytes: &[u8], direction: Direction) -> Reading<Ike> {
     let header = first(bytes, 28)?;
     let (next_payload, major, exchange, flags) = (header[16], header[17] >> 4, header[18], header[19]);
     let (initiator_spi, responder_spi) = (number(header, 0, 8)?, number(header, 8, 8)?);
@@ -322,7 +322,7 @@ fn ike(bytes: &[u8]) -> Reading<Ike> {
         // misses a session who sends one.
         start: starts && initiator_spi != 0 && responder_spi == 0,
         notifies: next_payload == if major == 1 { 11 } else { 41 },
-        of_initiator: major == 1 || flags & 0x08 != 0,
+        of_initiator: if major == 1 { direction == Direction::ToBackend } else { flags & 0x08 != 0 },
     })
 }
 

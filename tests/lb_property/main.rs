@@ -532,6 +532,7 @@ fn check_promises(
             && !matches!(packet.message, Message::IcmpError { .. } | Message::LaterFragment)
             && let Some(session) = after.sessions.get(&Key::Address(packet.source))
             && is(session.backend, Wanted::Active)
+            && before.macs[session.backend as usize].0.is_some()
             && profile.settings.spi_shard == 0
             && !before.sessions.keys().any(|key| matches!(key, Key::Sa(_)))
             && ran.action == XDP_REDIRECT

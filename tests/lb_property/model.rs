@@ -524,10 +524,13 @@ impl Model {
     }
 
     /// The next backend in turn. Where the ring has backends that take no starts, any other one may take their turns, and
-    /// then whose turn it is follows from what the datapath does next.
+    /// then whose turn it is follows from what the datapath does next. Draining ones have no order that was promised.
     fn take_turn(&mut self) -> Option<u32> {
-        let takers = self.takers_of(Sought::Starts);
-        let all_take = self.ring.iter().all(|index| takers.contains(index));
+        let mut takers = self.takers_of(Sought::Starts);
+        let all_take = self.ring.iter().all(|&index| self.backends[index as usize].takes_starts());
+        if takers.iter().any(|index| self.ring.contains(index)) {
+            takers.retain(|index| self.ring.contains(index));
+        }
         match self.turn {
             Some(turn) if all_take && !self.ring.is_empty() => {
                 self.turn = Some(turn + 1);
@@ -616,6 +619,7 @@ impl Model {
             let bits = self.settings.spi_shard;
             if bits != 0
                 && spi != 0
+                && !ike.notifies
                 && let Some(label) = self.backends[sender as usize].label
             {
                 self.label_disagrees = spi >> (64 - bits) != u64::from(label);
