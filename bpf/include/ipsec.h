@@ -9,8 +9,9 @@
 
 #include "parse.h"
 
-#define PORT_IKE 500      /* RFC 7296, section 2 */
-#define PORT_IKE_NAT 4500 /* RFC 3948, section 2.1 */
+#define PORT_IKE 500        /* RFC 7296, section 2 */
+#define PORT_IKE_NAT 4500   /* RFC 3948, section 2.1 */
+#define PORT_TO_IKE 0x10000 /* of a message's port, above its 16 bits */
 
 #define IKE_BYTES_MIN 28 /* struct ike_header without the four bytes that C pads it with */
 #define ESP_BYTES_MIN 8  /* SPI and sequence number, RFC 4303, section 2 */
@@ -86,8 +87,11 @@ struct message {
 	enum kind kind;
 	/* Of KIND_ESP, in host order: the receiver's SPI. 0 for others. */
 	__u32 spi;
-	/* The client's UDP port, in host order; for a KIND_ICMP_ERROR from the client side that of the quote. 0: none. */
-	__u16 port;
+	/*
+	 * The client's UDP port, in host order, with PORT_TO_IKE where it speaks to port 500: a NAT may give one port to two
+	 * clients that speak to different ones. For a KIND_ICMP_ERROR from the client side that of the quote. 0: none.
+	 */
+	__u32 port;
 	/* For KIND_IKE, and false for others. */
 	bool starts_sa;
 	bool notifies;
@@ -217,12 +221,14 @@ static __always_inline void classify_udp(const struct packet *packet, struct mes
 
 	port = side == SIDE_CLIENT ? udp->dest : udp->source;
 	message->port = bpf_ntohs(side == SIDE_CLIENT ? udp->source : udp->dest);
-	if (port == bpf_htons(PORT_IKE))
+	if (port == bpf_htons(PORT_IKE)) {
+		message->port |= PORT_TO_IKE;
 		classify_ike(packet, message, side, udp + 1, bytes);
-	else if (port == bpf_htons(PORT_IKE_NAT))
+	} else if (port == bpf_htons(PORT_IKE_NAT)) {
 		classify_udp4500(packet, message, side, udp + 1, bytes);
-	else
+	} else {
 		message->kind = KIND_OTHER;
+	}
 }
 
 /*
@@ -254,7 +260,7 @@ static __always_inline bool client_from_quote(const struct packet *packet, struc
 		udp = (void *)(ip + 1);
 	}
 	if ((void *)(udp + 1) <= quote + bytes && packet_holds(packet, udp, sizeof(*udp)))
-		message->port = bpf_ntohs(udp->dest);
+		message->port = bpf_ntohs(udp->dest) | (udp->source == bpf_htons(PORT_IKE) ? PORT_TO_IKE : 0);
 	return true;
 }
 

@@ -293,7 +293,7 @@ static __always_inline struct session_key session_key_of_sa(__be64 initiator_spi
 	return (struct session_key){.address.words = {initiator_spi}, .kind = SESSION_SA};
 }
 
-static __always_inline struct session_key session_key_of_endpoint(const struct address *address, __u16 port)
+static __always_inline struct session_key session_key_of_endpoint(const struct address *address, __u32 port)
 {
 	return (struct session_key){.address = *address, .detail = port, .kind = SESSION_ENDPOINT};
 }

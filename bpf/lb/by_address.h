@@ -113,7 +113,7 @@ static __always_inline bool decide_by_address(struct xdp_md *ctx, const struct p
 	struct session *found;
 	__u32 backend;
 
-	if (decide_by_esp_label(message, frame_bytes(ctx), now, decision))
+	if (decide_by_esp_label(message, packet->bytes, now, decision))
 		return true;
 	found = session_find(&key, now, &meta);
 	/* The first fragment went elsewhere than the session where it came before that, or quotes another client. */
@@ -164,6 +164,14 @@ __noinline int hear_by_address_more(struct scene *scene)
 			learn_client(scene, SESSION_ADDRESS, SESSION_EMBRYONIC);
 		return 0;
 	}
+	/* Of several clients behind the address the session has the newest start's SPIs, which may prove none of them. */
+	if (message->kind == KIND_ESP) {
+		struct session_meta meta = session_read(session);
+
+		if (!session_is_established(meta) && meta.backend == scene->sender)
+			session_change(session, SESSION_ESTABLISHED, meta.backend);
+		return 0;
+	}
 	if (!message->responder_spi || message->notifies)
 		return 0;
 	if (!may_be_from(scene->source_mac, session_read(session).backend)) {
@@ -190,7 +198,10 @@ static __always_inline __u32 hear_by_address(const struct message *message, __u3
 		return LB_INGRESS_UNKNOWN;
 	}
 	session_refresh(session, meta, now);
-	*more = message->kind == KIND_IKE && message->responder_spi &&
-		!(session_is_established(meta) && session->initiator_spi == message->initiator_spi);
+	if (message->kind == KIND_ESP)
+		*more = !session_is_established(meta);
+	else
+		*more = message->kind == KIND_IKE && message->responder_spi &&
+			!(session_is_established(meta) && session->initiator_spi == message->initiator_spi);
 	return meta.ingress;
 }

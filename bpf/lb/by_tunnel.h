@@ -22,9 +22,41 @@ static __always_inline void bind(struct scene *scene, enum session_kind kind, en
 	session_put(&scene->entry);
 }
 
+/* Notes where a client is seen now in the entries of its SA, its endpoint and its address: any of them may lead an answer. */
+__noinline int note_ingress(struct scene *scene, __be64 initiator_spi)
+{
+	struct session *session;
+
+	if (!scene)
+		return 0;
+	if (initiator_spi) {
+		session = session_at(look_for_sa(scene, initiator_spi));
+		if (session)
+			WRITE_ONCE(session->meta.ingress, scene->ingress);
+	}
+	if (scene->message.port) {
+		session = session_at(look_for(scene, SESSION_ENDPOINT));
+		if (session)
+			WRITE_ONCE(session->meta.ingress, scene->ingress);
+	}
+	session = session_at(look_for(scene, SESSION_ADDRESS));
+	if (session)
+		WRITE_ONCE(session->meta.ingress, scene->ingress);
+	return 0;
+}
+
+/* decide_by_session(), for one of several entries of a client. */
+static __always_inline void decide_by_entry(struct scene *scene, __s64 place, struct session *session,
+					    struct session_meta meta, enum lb_reason reason)
+{
+	if (meta.ingress != scene->ingress && scene->message.kind != KIND_ICMP_ERROR)
+		note_ingress(scene, session->initiator_spi);
+	decide_by_session(scene, place, session, meta, reason);
+}
+
 /* In the detail of an SA's entry, above its client's port. */
-#define SA_PORT 0xffff
-#define SA_REPLACED (1U << 31)   /* a newer SA of the same client has its endpoint: it binds nothing any more */
+#define SA_PORT 0x1ffff
+#define SA_REPLACED (1U << 31)   /* a newer SA of the same client has its endpoint: it binds but what nobody has */
 #define SA_AT_HOME (1U << 30)    /* the client has not moved since it proved the SA, at the address where it began it */
 #define SA_OF_BACKEND (1U << 29) /* the backend has begun it */
 
@@ -51,7 +83,7 @@ static __always_inline void let_go(struct scene *scene, enum session_kind kind)
 __noinline int leave_behind(struct scene *scene, const struct address *client, __u32 port, bool address_too)
 {
 	struct address now_client;
-	__u16 now_port;
+	__u32 now_port;
 
 	if (!scene || !client)
 		return 0;
@@ -74,7 +106,7 @@ __noinline int leave_behind(struct scene *scene, const struct address *client, _
 __noinline int bind_start(struct scene *scene, __u32 port, __u32 backend)
 {
 	struct session *session;
-	__u16 now_port;
+	__u32 now_port;
 
 	if (!scene)
 		return 0;
@@ -128,9 +160,14 @@ __noinline int prove_sa(struct scene *scene)
 	if (!scene)
 		return 0;
 	session = session_at(look_for(scene, SESSION_SA));
-	if (!session || session->detail & SA_REPLACED)
+	if (!session)
 		return 0;
 	meta = session_read(session);
+	if (session->detail & SA_REPLACED) {
+		bind(scene, SESSION_ENDPOINT, SESSION_LEARNED, meta.backend, scene->message.initiator_spi, false);
+		bind(scene, SESSION_ADDRESS, SESSION_LEARNED, meta.backend, scene->message.initiator_spi, false);
+		return 0;
+	}
 	first = !session_is_established(meta);
 	travelled = !address_equal(&session->client, &scene->message.client);
 	moved = travelled || (session->detail & SA_PORT) != scene->message.port;
@@ -199,7 +236,7 @@ static __always_inline bool decide_sa(struct scene *scene, __s64 place, struct s
 	    !(session->detail & SA_OF_BACKEND) && message->responder_spi &&
 	    session->responder_spi != message->responder_spi)
 		return false;
-	decide_by_session(scene, place, session, meta, LB_BECAUSE_SA);
+	decide_by_entry(scene, place, session, meta, LB_BECAUSE_SA);
 	scene->decision.proves =
 		proves_return_path(session, message) &&
 		(!session_is_established(meta) || meta.last_seen != scene->now ||
@@ -264,7 +301,7 @@ static __always_inline void decide_ike_by_endpoint(struct scene *scene, bool kno
 		decide_by_hash_called(scene, otherwise);
 		return;
 	}
-	decide_by_session(scene, place, session, meta, LB_BECAUSE_ENDPOINT);
+	decide_by_entry(scene, place, session, meta, LB_BECAUSE_ENDPOINT);
 	/* An SA that goes on from one that is bound here, as after a rekey. */
 	if (!known && message->initiator_spi && message->responder_spi && source_rate_allows(message->client))
 		bind(scene, SESSION_SA, SESSION_LEARNED, meta.backend, message->initiator_spi, false);
@@ -351,9 +388,11 @@ __noinline int decide_esp(struct scene *scene)
 		return 0;
 	}
 	tend_esp(scene, session, meta.backend);
+	if (message->port && !binds)
+		session->responder_spi = session->responder_spi << 32 | message->spi;
 	if (binds && source_rate_allows(message->client))
 		bind(scene, SESSION_ENDPOINT, SESSION_LEARNED, meta.backend, session->initiator_spi, false);
-	decide_by_session(scene, place, session, meta, scene->decision.reason);
+	decide_by_entry(scene, place, session, meta, scene->decision.reason);
 	return 0;
 
 by_hash:
@@ -395,7 +434,7 @@ __noinline int decide_rest(struct scene *scene)
 	if (backend_is_left(meta.backend, scene->now))
 		decide_by_hash_called(scene, LB_BECAUSE_DOWN);
 	else
-		decide_by_session(scene, place, session, meta, scene->decision.reason);
+		decide_by_entry(scene, place, session, meta, scene->decision.reason);
 	return 0;
 }
 
@@ -414,6 +453,15 @@ static __always_inline void decide_by_tunnel_more(struct scene *scene)
 }
 
 /*
+ * Whether the (address, SPI) of ESP in UDP has been noted. The entry of an endpoint has the last two SPIs that were, where others
+ * have a responder's.
+ */
+static __always_inline bool is_noted(const struct session *endpoint, __u32 spi)
+{
+	return (__u32)endpoint->responder_spi == spi || endpoint->responder_spi >> 32 == spi;
+}
+
+/*
  * A packet from the client side that is for a backend. False where decide_by_tunnel_more() has to decide. *session is
  * the entry that it counts for.
  */
@@ -423,11 +471,11 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 {
 	struct session_key key = session_key_of_esp(&message->client, message->spi);
 	enum lb_reason reason = LB_BECAUSE_ESP;
+	__u32 ingress = ingress_index(ctx), backend;
 	struct session_meta meta;
 	struct session *found;
-	__u32 backend;
 
-	if (decide_by_esp_label(message, frame_bytes(ctx), now, decision))
+	if (decide_by_esp_label(message, packet->bytes, now, decision))
 		return true;
 	if (message->kind == KIND_LATER_FRAGMENT && fragment_recall(packet, now, &backend)) {
 		decide_stateless(backend, LB_BECAUSE_FRAGMENT, decision);
@@ -445,7 +493,9 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 	}
 	found = session_find(&key, now, &meta);
 	decision->missed = !found;
-	if (!found || meta.last_seen != now)
+	if (!found || meta.last_seen != now || meta.ingress != ingress)
+		return false;
+	if (reason == LB_BECAUSE_ENDPOINT && !is_noted(found, message->spi))
 		return false;
 	/* An established SA at its place, with nothing to learn or to bind. */
 	if (message->kind == KIND_IKE &&
@@ -455,7 +505,6 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 	decision->verdict = LB_SESSION;
 	decision->reason = reason;
 	decision->backend = meta.backend;
-	session_use(found, meta, message->kind, ingress_index(ctx), now);
 	*session = found;
 	return true;
 }
