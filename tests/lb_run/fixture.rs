@@ -539,21 +539,28 @@ impl Balancer {
             }
             Expected::Hash(client) => Some(self.hashed(client)),
             Expected::Returned(client) => {
-                if session(&mut world, client).is_none()
-                    && let Some(state) = fixture.teaches
-                {
-                    let established = state == State::Established;
-                    world.sessions.push(Seen {
-                        client,
-                        backend: self.heard.load(Ordering::Relaxed),
-                        ingress: INGRESS_UNKNOWN,
-                        established,
-                        fresh: true,
-                        packets: 0,
-                        bytes: 0,
-                    });
-                    world.sessions.sort();
-                    world.established += u64::from(established);
+                let heard = self.heard.load(Ordering::Relaxed);
+                let established = fixture.teaches == Some(State::Established);
+                match (session(&mut world, client), fixture.teaches) {
+                    // ESP from the session's own backend, which has so authenticated the client.
+                    (Some(position), Some(_)) if established && world.sessions[position].backend == heard => {
+                        world.established += u64::from(!world.sessions[position].established);
+                        world.sessions[position].established = true;
+                    }
+                    (None, Some(_)) => {
+                        world.sessions.push(Seen {
+                            client,
+                            backend: heard,
+                            ingress: INGRESS_UNKNOWN,
+                            established,
+                            fresh: true,
+                            packets: 0,
+                            bytes: 0,
+                        });
+                        world.sessions.sort();
+                        world.established += u64::from(established);
+                    }
+                    _ => {}
                 }
                 None
             }
