@@ -628,6 +628,11 @@ impl Model {
         if self.sessions.contains_key(&client) {
             if let Message::Ike(ike) = message {
                 self.hear_answer(from, sender, client, ike);
+            } else if matches!(message, Message::Esp { .. } | Message::Ah { .. } | Message::EspInUdp { .. })
+                && let Some(session) = self.sessions.get_mut(&client)
+                && sender == Some(session.backend)
+            {
+                session.state = State::Established;
             }
             return;
         }
