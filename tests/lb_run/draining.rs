@@ -154,39 +154,43 @@ fn root_pings_stay_and_their_client_starts_elsewhere() {
 
 #[test]
 fn root_others_stay_and_new_clients_go_elsewhere() {
-    with_each(&settings(), |balancer, address, _| {
-        let v6 = address.is_ipv6();
-        let peers: Vec<Peer> =
-            (0..12).map(|number| Peer::new(number, client(10 + u32::from(number), v6))).collect();
-        let backends: Vec<u32> = peers.iter().map(|peer| balancer.connect(peer)).collect();
-        let drained = backends[0];
-        balancer.want(drained, Wanted::Draining);
-        for (peer, &backend) in peers.iter().zip(&backends) {
-            balancer.expect("ESP", peer.data(SPI), (SESSION, backend));
-            if backend != drained {
-                let renewed = peer.with_sa(1);
-                let verdict = if balancer.settings.affinity == Affinity::Tunnel { NEW } else { SESSION };
-                balancer.expect("a start at an active backend", renewed.start(), (verdict, backend));
+    for policy in [Policy::RoundRobin, Policy::Maglev, Policy::LeastSessions] {
+        with_each(&Settings { policy, ..settings() }, |balancer, address, _| {
+            let v6 = address.is_ipv6();
+            let peers: Vec<Peer> =
+                (0..12).map(|number| Peer::new(number, client(10 + u32::from(number), v6))).collect();
+            let backends: Vec<u32> = peers.iter().map(|peer| balancer.connect(peer)).collect();
+            let drained = backends[0];
+            balancer.want(drained, Wanted::Draining);
+            for (peer, &backend) in peers.iter().zip(&backends) {
+                balancer.expect("ESP", peer.data(SPI), (SESSION, backend));
+                if backend != drained {
+                    let renewed = peer.with_sa(1);
+                    let verdict = if balancer.settings.affinity == Affinity::Tunnel { NEW } else { SESSION };
+                    balancer.expect("a start at an active backend", renewed.start(), (verdict, backend));
+                }
             }
-        }
-        let mut starts = [0; 4];
-        for number in 100..130 {
-            let newcomer = client(number, v6);
-            balancer.expect(
-                "ESP without a session",
-                esp(newcomer, SPI),
-                (STATELESS, balancer.hashed(newcomer)),
-            );
-            let (verdict, to) = balancer.outcome(&Peer::new(number as u16, newcomer).start());
-            assert_eq!(verdict, NEW);
-            starts[to.expect("a backend") as usize] += 1;
-        }
-        let hashes = (100..130).filter(|&number| balancer.hashed(client(number, v6)) == drained).count();
-        assert!(hashes > 0, "some of these hash to the draining backend, and go there");
-        let mut expected = [10; 4];
-        expected[drained as usize] = 0;
-        assert_eq!(starts, expected);
-    });
+            let mut starts = [0; 4];
+            for number in 100..130 {
+                let newcomer = client(number, v6);
+                balancer.expect(
+                    "ESP without a session",
+                    esp(newcomer, SPI),
+                    (STATELESS, balancer.hashed(newcomer)),
+                );
+                let (verdict, to) = balancer.outcome(&Peer::new(number as u16, newcomer).start());
+                assert_eq!(verdict, NEW);
+                starts[to.expect("a backend") as usize] += 1;
+            }
+            let hashes = (100..130).filter(|&number| balancer.hashed(client(number, v6)) == drained).count();
+            assert!(hashes > 0, "some of these hash to the draining backend, and go there");
+            assert_eq!(starts[drained as usize], 0, "{policy:?}");
+            let others: Vec<u32> =
+                (0..4).filter(|&index| index != drained as usize).map(|index| starts[index]).collect();
+            assert!(others.iter().all(|&count| count > 2), "{policy:?}: {starts:?}");
+            assert!(policy != Policy::RoundRobin || others == [10; 3], "{starts:?}");
+        });
+    }
 }
 
 #[test]

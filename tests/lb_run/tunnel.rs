@@ -862,6 +862,30 @@ fn root_an_sa_that_moves_about_does_not_fill_the_table() {
     });
 }
 
+/// Nor has it more than its source's share of what is new.
+#[test]
+fn root_moves_count_for_the_rate_of_their_source() {
+    // One new entry a second for each source.
+    let balancer = Balancer::new(&Settings { start_rate: 20, ..by_tunnel() }, 4);
+    families(|address, elsewhere| {
+        balancer.forget();
+        let peer = Peer::new(1, address);
+        let backend = balancer.connect(&peer);
+        let there = |port| peer.at(elsewhere, port);
+        balancer.expect("the first move", there(30_000).auth(), (SESSION, backend));
+        assert!(balancer.entry(there(30_000).endpoint()).is_some());
+        for port in 30_001..30_040 {
+            balancer.expect("another move", there(port).auth(), (SESSION, backend));
+        }
+        let bound = balancer
+            .rows()
+            .iter()
+            .filter(|row| matches!(row.0, Key::Endpoint(at, _) if at == elsewhere))
+            .count();
+        assert!(bound < 10, "{bound} endpoints of one source are bound at once");
+    });
+}
+
 /// The client closes the SA that it has replaced by one at another backend.
 #[test]
 fn root_an_sa_that_was_replaced_takes_nothing_back() {
