@@ -22,6 +22,20 @@ static __always_inline void bind(struct scene *scene, enum session_kind kind, en
 	session_put(&scene->entry);
 }
 
+/*
+ * The entry of the packet's endpoint. Where nothing has been bound for what it sends to port 4500, what it sends to port 500
+ * says who it is: few NATs give the two to two clients.
+ */
+static __always_inline __s64 look_for_endpoint(struct scene *scene)
+{
+	__s64 place = look_for(scene, SESSION_ENDPOINT);
+
+	if (place != SESSION_NOWHERE || scene->message.port & PORT_TO_IKE)
+		return place;
+	scene->key.detail |= PORT_TO_IKE;
+	return session_look(&scene->key, scene->now);
+}
+
 /* Notes where a client is seen now in the entries of its SA, its endpoint and its address: any of them may lead an answer. */
 __noinline int note_ingress(struct scene *scene, __be64 initiator_spi)
 {
@@ -135,7 +149,8 @@ __noinline int take_endpoint(struct scene *scene, __u32 backend, bool replaces)
 	other = session_at(look_for(scene, SESSION_ENDPOINT));
 	if (replaces && other && other->initiator_spi && other->initiator_spi != scene->message.initiator_spi) {
 		other = session_at(look_for_sa(scene, other->initiator_spi));
-		if (other) {
+		/* Elsewhere it is another client's, which has had this address before. */
+		if (other && address_equal(&other->client, &scene->message.client)) {
 			meta = session_read(other);
 			other->detail |= SA_REPLACED;
 			if (session_is_established(meta))
@@ -163,7 +178,9 @@ __noinline int prove_sa(struct scene *scene)
 	if (!session)
 		return 0;
 	meta = session_read(session);
-	if (session->detail & SA_REPLACED) {
+	if (session->detail & SA_REPLACED || !proves_return_path(session, &scene->message)) {
+		if (!source_rate_allows(scene->message.client))
+			return 0;
 		bind(scene, SESSION_ENDPOINT, SESSION_LEARNED, meta.backend, scene->message.initiator_spi, false);
 		bind(scene, SESSION_ADDRESS, SESSION_LEARNED, meta.backend, scene->message.initiator_spi, false);
 		return 0;
@@ -237,10 +254,12 @@ static __always_inline bool decide_sa(struct scene *scene, __s64 place, struct s
 	    session->responder_spi != message->responder_spi)
 		return false;
 	decide_by_entry(scene, place, session, meta, LB_BECAUSE_SA);
+	/* A learned SA, which is nobody's proof, may still say where nobody else is. */
 	scene->decision.proves =
-		proves_return_path(session, message) &&
-		(!session_is_established(meta) || meta.last_seen != scene->now ||
-		 (session->detail & SA_PORT) != message->port || !address_equal(&session->client, &message->client));
+		session_state(meta) == SESSION_LEARNED ||
+		(proves_return_path(session, message) &&
+		 (!session_is_established(meta) || meta.last_seen != scene->now ||
+		  (session->detail & SA_PORT) != message->port || !address_equal(&session->client, &message->client)));
 	return true;
 }
 
@@ -278,7 +297,7 @@ static __always_inline void decide_ike_by_endpoint(struct scene *scene, bool kno
 {
 	const struct message *message = &scene->message;
 	enum lb_reason otherwise = LB_BECAUSE_HASH;
-	__s64 place = look_for(scene, SESSION_ENDPOINT);
+	__s64 place = look_for_endpoint(scene);
 	struct session *session = session_at(place);
 	struct session_meta meta = {};
 
@@ -377,6 +396,10 @@ __noinline int decide_esp(struct scene *scene)
 		place = message->port ? look_for(scene, SESSION_ESP) : look_for(scene, SESSION_ADDRESS);
 		binds = message->port;
 	}
+	if (place == SESSION_NOWHERE && message->port) {
+		scene->decision.reason = LB_BECAUSE_ENDPOINT;
+		place = look_for_endpoint(scene);
+	}
 	session = session_at(place);
 	if (!session)
 		goto by_hash;
@@ -413,7 +436,7 @@ __noinline int decide_rest(struct scene *scene)
 	message = &scene->message;
 	scene->decision.reason = LB_BECAUSE_ENDPOINT;
 	if (message->port)
-		place = look_for(scene, SESSION_ENDPOINT);
+		place = look_for_endpoint(scene);
 	if (place == SESSION_NOWHERE && message->kind == KIND_KEEPALIVE) {
 		scene->decision.verdict = LB_KEEPALIVE_DROPPED;
 		return 0;
