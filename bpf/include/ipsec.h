@@ -9,9 +9,8 @@
 
 #include "parse.h"
 
-#define PORT_IKE 500        /* RFC 7296, section 2 */
-#define PORT_IKE_NAT 4500   /* RFC 3948, section 2.1 */
-#define PORT_TO_IKE 0x10000 /* of a message's port, above its 16 bits */
+#define PORT_IKE 500      /* RFC 7296, section 2 */
+#define PORT_IKE_NAT 4500 /* RFC 3948, section 2.1 */
 
 #define IKE_BYTES_MIN 28 /* struct ike_header without the four bytes that C pads it with */
 #define ESP_BYTES_MIN 8  /* SPI and sequence number, RFC 4303, section 2 */
@@ -58,6 +57,11 @@ struct ike_header {
 #define ICMPV6_ND_FIRST 133 /* router and neighbour solicitation and advertisement, */
 #define ICMPV6_ND_LAST 137  /* redirect */
 #define ICMPV6_MLD2_REPORT 143
+
+/* Of a message's port, above its 16 bits; an enum, as user space cannot see macros. */
+enum message_port {
+	PORT_TO_IKE = 0x10000,
+};
 
 enum side {
 	SIDE_CLIENT,

@@ -31,6 +31,7 @@ struct lb_types {
 	enum lb_unplaced unplaced;
 	enum lb_limits limits;
 	enum lb_label_count label_count;
+	enum message_port message_port;
 } __attribute__((aligned(8)));
 
 const volatile struct lb_types lb_types;

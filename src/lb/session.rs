@@ -22,6 +22,8 @@ use super::skeleton::types::{self, session_kind, session_state};
 use crate::kernel::table::{SharedWords, TableError};
 use crate::kernel::value::MapValue;
 
+/// Marks the port of an endpoint that speaks to port 500.
+const TO_IKE: u32 = types::message_port::PORT_TO_IKE.0;
 const SESSION_WORDS: usize = size_of::<types::session>() / size_of::<u64>();
 const META_WORD: usize = offset_of!(types::session, meta) / size_of::<u64>();
 const ESTABLISHED_WORD: usize = offset_of!(types::session_totals, established) / size_of::<u64>();
@@ -65,8 +67,10 @@ impl State {
 pub enum Key {
     /// The initiator SPI of an IKE SA, from wherever it comes.
     Sa(u64),
-    /// An address and a UDP port.
+    /// An address and a UDP port that speaks to port 4500.
     Endpoint(IpAddr, u16),
+    /// An address and a UDP port that speaks to port 500.
+    IkeEndpoint(IpAddr, u16),
     /// An address and the SPI of ESP or AH.
     Esp(IpAddr, u32),
     Address(IpAddr),
@@ -76,10 +80,15 @@ impl Key {
     fn kind(self) -> session_kind {
         match self {
             Self::Sa(_) => session_kind::SESSION_SA,
-            Self::Endpoint(..) => session_kind::SESSION_ENDPOINT,
+            Self::Endpoint(..) | Self::IkeEndpoint(..) => session_kind::SESSION_ENDPOINT,
             Self::Esp(..) => session_kind::SESSION_ESP,
             Self::Address(_) => session_kind::SESSION_ADDRESS,
         }
+    }
+
+    /// Whether its entry has a client's port.
+    fn has_port(self) -> bool {
+        matches!(self, Self::Sa(_) | Self::Endpoint(..) | Self::IkeEndpoint(..))
     }
 }
 
@@ -113,7 +122,7 @@ pub struct Entry {
 impl Entry {
     /// The session that the entry is by itself. `tunnel` says whether a client is a tunnel.
     fn session(&self, tunnel: bool) -> Session {
-        let has_port = matches!(self.key, Key::Sa(_) | Key::Endpoint(..));
+        let has_port = self.key.has_port();
         Session {
             client: self.client,
             port: (tunnel && has_port).then_some(self.port),
@@ -287,7 +296,7 @@ impl Sessions {
         let tunnels: HashSet<(u64, u32)> =
             sessions.iter().filter_map(|session| Some((session.spi?, session.backend))).collect();
         self.free_where(|entry| {
-            let port = matches!(entry.key, Key::Sa(_) | Key::Endpoint(..)).then_some(entry.port);
+            let port = entry.key.has_port().then_some(entry.port);
             client.has(entry.client, port) || tunnels.contains(&entry.tunnel())
         });
         sessions.len()
@@ -430,6 +439,7 @@ fn read(slot: &[AtomicU64], now: u32) -> Option<(u64, Entry)> {
     let key = match session_kind((meta.tag >> KIND_SHIFT).into()) {
         session_kind::SESSION_ADDRESS => Key::Address(client),
         session_kind::SESSION_SA => Key::Sa(initiator_spi),
+        session_kind::SESSION_ENDPOINT if session.detail & TO_IKE != 0 => Key::IkeEndpoint(client, port),
         session_kind::SESSION_ENDPOINT => Key::Endpoint(client, port),
         session_kind::SESSION_ESP => Key::Esp(client, session.detail),
         _ => return None,
@@ -439,7 +449,7 @@ fn read(slot: &[AtomicU64], now: u32) -> Option<(u64, Entry)> {
     let entry = Entry {
         key,
         client,
-        port: if matches!(key, Key::Sa(_) | Key::Endpoint(..)) { port } else { 0 },
+        port: if key.has_port() { port } else { 0 },
         backend: meta.backend.into(),
         ingress: meta.ingress,
         state,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Entry, Key, Sessions, State, now, tag};
+use super::{Entry, Key, Sessions, State, TO_IKE, now, tag};
 use crate::kernel::program::{Program, RunOptions};
 use crate::kernel::table::TableError;
 use crate::kernel::value::{MapValue, text};
@@ -141,6 +141,8 @@ enum Kind {
     Address,
     Sa,
     Endpoint,
+    #[serde(rename = "ike-endpoint")]
+    IkeEndpoint,
     Esp,
 }
 
@@ -150,6 +152,7 @@ impl Kind {
             Self::Address => "address",
             Self::Sa => "sa",
             Self::Endpoint => "endpoint",
+            Self::IkeEndpoint => "ike-endpoint",
             Self::Esp => "esp",
         }
     }
@@ -208,6 +211,7 @@ impl Line {
             Key::Address(_) => (Kind::Address, None, None),
             Key::Sa(_) => (Kind::Sa, Some(entry.port), None),
             Key::Endpoint(_, port) => (Kind::Endpoint, Some(port), None),
+            Key::IkeEndpoint(_, port) => (Kind::IkeEndpoint, Some(port), None),
             Key::Esp(_, spi) => (Kind::Esp, None, Some(Spi(spi.into()))),
         };
         Self {
@@ -237,7 +241,9 @@ impl Line {
         if self.spi.is_some() && self.kind != Kind::Esp {
             return Err(Fault::Superfluous { kind, key: "spi" });
         }
-        if affinity == Affinity::Address && matches!(self.kind, Kind::Endpoint | Kind::Esp) {
+        if affinity == Affinity::Address
+            && matches!(self.kind, Kind::Endpoint | Kind::IkeEndpoint | Kind::Esp)
+        {
             return Err(Fault::Kind { kind });
         }
         let port = || self.port.ok_or(Fault::Missing { kind, key: "port" });
@@ -246,6 +252,7 @@ impl Line {
             Kind::Sa if self.initiator_spi.0 == 0 => Err(Fault::NoSpi),
             Kind::Sa => port().map(|_| Key::Sa(self.initiator_spi.0)),
             Kind::Endpoint => Ok(Key::Endpoint(client, port()?)),
+            Kind::IkeEndpoint => Ok(Key::IkeEndpoint(client, port()?)),
             Kind::Esp => {
                 let spi = self.spi.ok_or(Fault::Missing { kind, key: "spi" })?;
                 Ok(Key::Esp(client, spi.0 as u32))
@@ -469,7 +476,7 @@ impl Plan {
             }
         }
         let served: HashSet<(IpAddr, u32)> = (snapshot.entries.iter())
-            .filter(|entry| matches!(entry.key, Key::Sa(_) | Key::Endpoint(..)))
+            .filter(|entry| entry.key.has_port())
             .map(|entry| (entry.client, entry.backend))
             .collect();
         let mut fortunes: HashMap<Group, Fortune> = HashMap::new();
@@ -612,6 +619,10 @@ fn to_kernel(entry: &Entry, replaces: bool) -> types::lb_import {
         Key::Endpoint(_, port) => {
             given.entry.key.address = client;
             given.entry.key.detail = port.into();
+        }
+        Key::IkeEndpoint(_, port) => {
+            given.entry.key.address = client;
+            given.entry.key.detail = u32::from(port) | TO_IKE;
         }
         Key::Esp(_, spi) => {
             given.entry.key.address = client;
@@ -774,16 +785,17 @@ mod tests {
             let affinity = if tunnel { Affinity::Tunnel } else { Affinity::Address };
             let entries = entries.into_iter().map(|(client, state, backend, ingress, numbers)| {
                 let (kind, port, spi, initiator_spi, responder_spi, age, idle, packets, bytes) = numbers;
-                let key = match kind % if tunnel { 4 } else { 2 } {
+                let key = match kind % if tunnel { 5 } else { 2 } {
                     0 => Key::Address(client),
                     1 => Key::Sa(initiator_spi.max(1)),
                     2 => Key::Endpoint(client, port),
+                    3 => Key::IkeEndpoint(client, port),
                     _ => Key::Esp(client, spi),
                 };
                 Entry {
                     key,
                     client,
-                    port: if matches!(key, Key::Sa(_) | Key::Endpoint(..)) { port } else { 0 },
+                    port: if key.has_port() { port } else { 0 },
                     backend,
                     ingress,
                     state,
