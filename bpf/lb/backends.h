@@ -85,6 +85,14 @@ __noinline bool backend_takes_called(__u32 index, enum wanted wanted, __u32 now)
 	return backend_takes(index, wanted, now);
 }
 
+/* Whether a backend takes what is wanted, and is to get starts at all. In one function, to be one step of a loop. */
+__noinline bool backend_is_choice(__u32 index, enum wanted wanted, __u32 now)
+{
+	struct lb_backend *backend = backend_get(index);
+
+	return backend && (wanted == WANTED_FOR_PACKETS || backend->weight) && backend_takes(index, wanted, now);
+}
+
 /* The first backend that takes what is wanted, for when the orderly ways of choosing one have not found any. */
 __noinline __u32 pick_first(enum wanted wanted, __u32 now)
 {
@@ -93,10 +101,7 @@ __noinline __u32 pick_first(enum wanted wanted, __u32 now)
 	if (!rt)
 		return LB_BACKENDS_MAX;
 	for (__u32 i = 0; i < LB_BACKENDS_MAX && i < rt->backends; i++) {
-		struct lb_backend *backend = backend_get(i);
-
-		if (backend && (wanted == WANTED_FOR_PACKETS || backend->weight) &&
-		    backend_takes_called(i, wanted, now))
+		if (backend_is_choice(i, wanted, now))
 			return i;
 	}
 	return LB_BACKENDS_MAX;
