@@ -599,7 +599,7 @@ pub fn sequences() -> impl Strategy<Value = Vec<Event>> {
             1 => cut_datagram().prop_map(packets),
         ]
     };
-    let restless = prop_oneof![30 => part(), 2 => change().prop_map(|change| vec![change])];
+    let restless = prop_oneof![30 => part(), 1 => change().prop_map(|change| vec![change])];
     prop_oneof![vec(part(), 1..STEPS_MAX), vec(restless, 1..STEPS_MAX)].prop_map(|parts| {
         let mut events: Vec<Event> = parts.into_iter().flatten().collect();
         events.truncate(STEPS_MAX);

@@ -147,6 +147,8 @@ struct Instance<'a> {
     /// Which ports are in the maps: by role, then by index.
     open_ports: RefCell<BTreeSet<(Role, u32)>>,
     uses: Cell<u32>,
+    /// Whether the backends are not as they were set up.
+    changed: Cell<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,7 +171,14 @@ impl<'a> Instance<'a> {
             }
         }
         let sessions = Sessions::open(&datapath.maps).expect("the sessions can be read");
-        Self { datapath, sessions, ports, open_ports: RefCell::default(), uses: Cell::new(0) }
+        Self {
+            datapath,
+            sessions,
+            ports,
+            open_ports: RefCell::default(),
+            uses: Cell::new(0),
+            changed: Cell::new(true),
+        }
     }
 
     /// As after loading, so that a sequence does the same whatever came before.
@@ -177,15 +186,20 @@ impl<'a> Instance<'a> {
         self.uses.set(self.uses.get() + 1);
         self.sessions.flush();
         let maps = &self.datapath.maps;
-        for key in maps.backend_macs.keys() {
-            maps.backend_macs.delete(&key).expect("a MAC can be forgotten");
-        }
         for key in maps.fragments.keys() {
             maps.fragments.delete(&key).expect("a fragment can be forgotten");
         }
         let mut runtime = maps.runtime().expect("the runtime can be read");
         runtime.ring_next = 0;
         maps.runtime.set(&0, &runtime).expect("the runtime can be written");
+        // Backends of unknown MACs have learned some.
+        let learns = profile.backends.iter().any(|(_, given)| !given);
+        if !self.changed.replace(false) && !learns {
+            return;
+        }
+        for key in maps.backend_macs.keys() {
+            maps.backend_macs.delete(&key).expect("a MAC can be forgotten");
+        }
         backend::install(maps, &profile.backends()).expect("the backends can be set up");
     }
 
@@ -350,6 +364,7 @@ fn run_sequence(
                 backend::set_wanted(maps, backend, wanted).expect("a backend can be changed");
                 backend::reschedule(maps).expect("schedules can be made");
                 model.set_wanted(backend, wanted);
+                instance.changed.set(true);
                 coverage.count(wanted.name());
                 continue;
             }
