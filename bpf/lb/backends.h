@@ -140,7 +140,7 @@ __noinline __u32 pick_by_next_slots(__u64 hash, enum wanted wanted, __u32 now)
 		/* The linear congruence of Knuth's MMIX. */
 		hash = hash * 6364136223846793005ULL + 1442695040888963407ULL;
 	}
-	return pick_first(wanted, now);
+	return LB_BACKENDS_MAX;
 }
 
 /* pick_by_hash() where the hash's own backend takes nothing. Where none takes starts, draining ones do. */
@@ -148,9 +148,11 @@ __noinline __u32 pick_by_next_hash(__u64 hash, enum wanted wanted, __u32 now)
 {
 	__u32 index = pick_by_next_slots(hash, wanted, now);
 
+	if (index >= LB_BACKENDS_MAX)
+		index = pick_first(wanted, now);
 	if (index >= LB_BACKENDS_MAX && wanted == WANTED_FOR_STARTS)
 		index = pick_by_next_slots(hash, WANTED_FOR_PACKETS, now);
-	return index;
+	return index < LB_BACKENDS_MAX ? index : pick_first(WANTED_FOR_PACKETS, now);
 }
 
 /* The backend that `client` hashes to among those that take what is wanted; LB_BACKENDS_MAX where none does. */
@@ -191,15 +193,19 @@ __noinline __u32 pick_from_ring(enum wanted wanted, __u32 now)
 		if (index && backend_takes_called(*index, wanted, now))
 			return *index;
 	}
-	return pick_first(wanted, now);
+	return LB_BACKENDS_MAX;
 }
 
 /* The backend whose turn it is to get a start. Where none takes starts, draining ones do, and make up the ring. */
-__noinline __u32 pick_by_turn(__u32 now)
+static __always_inline __u32 pick_by_turn(__u32 now)
 {
 	__u32 index = pick_from_ring(WANTED_FOR_STARTS, now);
 
-	return index < LB_BACKENDS_MAX ? index : pick_from_ring(WANTED_FOR_PACKETS, now);
+	if (index >= LB_BACKENDS_MAX)
+		index = pick_first(WANTED_FOR_STARTS, now);
+	if (index >= LB_BACKENDS_MAX)
+		index = pick_from_ring(WANTED_FOR_PACKETS, now);
+	return index < LB_BACKENDS_MAX ? index : pick_first(WANTED_FOR_PACKETS, now);
 }
 
 /* Sessions of a backend in proportion to its weight, which is not 0. */
@@ -242,15 +248,17 @@ __noinline __u32 pick_least(enum wanted wanted, __u32 now)
 
 		best = (offer >> 32 < best >> 32 ? offer : best) + unknown_zero();
 	}
-	return best != ~0ULL ? (__u32)best : pick_first(wanted, now);
+	return best != ~0ULL ? (__u32)best : LB_BACKENDS_MAX;
 }
 
 /* Where none takes starts, draining ones do. */
-__noinline __u32 pick_by_load(__u32 now)
+static __always_inline __u32 pick_by_load(__u32 now)
 {
 	__u32 index = pick_least(WANTED_FOR_STARTS, now);
 
-	return index < LB_BACKENDS_MAX ? index : pick_least(WANTED_FOR_PACKETS, now);
+	if (index >= LB_BACKENDS_MAX)
+		index = pick_least(WANTED_FOR_PACKETS, now);
+	return index < LB_BACKENDS_MAX ? index : pick_first(WANTED_FOR_PACKETS, now);
 }
 
 /* The backend for a start of `client`; LB_BACKENDS_MAX where none takes packets. */

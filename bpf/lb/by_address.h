@@ -10,11 +10,14 @@
 
 #include "decision.h"
 
-/*
- * An IKE packet of a client whose session has other SPIs: of an SA beside the session, or about to be. False where it is
- * the session's own, as a rekeyed one is, or that of an SA from before.
- */
-__noinline bool decide_beside(struct scene *scene, __s64 place)
+enum beside {
+	NOT_BESIDE,   /* the packet is the session's own, as a rekeyed one is, or of an SA from before */
+	BESIDE,       /* it is decided */
+	BESIDE_BEGIN, /* it begins an SA beside the session */
+};
+
+/* An IKE packet of a client whose session has other SPIs: whether it is of an SA beside the session, or about to be. */
+__noinline enum beside decide_beside(struct scene *scene, __s64 place)
 {
 	struct session *session = session_at(place), *beside;
 	const struct message *message;
@@ -22,22 +25,20 @@ __noinline bool decide_beside(struct scene *scene, __s64 place)
 	__s64 beside_place;
 
 	if (!scene || !session)
-		return false;
+		return NOT_BESIDE;
 	message = &scene->message;
 	beside_place = look_for(scene, SESSION_SA);
 	beside = session_at(beside_place);
-
 	if (!beside) {
 		/* The second condition: a start that is sent again, of a handshake that the session began with. */
 		if (!message->starts_sa || session->initiator_spi == message->initiator_spi ||
-		    backend_takes_called(session_read(session).backend, WANTED_FOR_STARTS, scene->now) ||
-		    start_refused(&message->client, scene->bytes, scene->now))
-			return false;
-		return decide_new(scene, SESSION_SA, pick_for_start(&message->client, scene->now), LB_BECAUSE_POLICY);
+		    backend_takes_called(session_read(session).backend, WANTED_FOR_STARTS, scene->now))
+			return NOT_BESIDE;
+		return BESIDE_BEGIN;
 	}
 	meta = session_read(beside);
 	if (backend_is_left(meta.backend, scene->now))
-		return false;
+		return NOT_BESIDE;
 	decide_by_session(scene, beside_place, beside, meta, LB_BECAUSE_SA);
 	if (proves_return_path(beside, message)) {
 		session->initiator_spi = beside->initiator_spi;
@@ -48,7 +49,15 @@ __noinline bool decide_beside(struct scene *scene, __s64 place)
 			session_free(beside);
 		}
 	}
-	return true;
+	return BESIDE;
+}
+
+/* A start beside a session. False where it may have no entry: then it goes where the session does. */
+static __always_inline bool decide_begin_beside(struct scene *scene)
+{
+	if (start_refused(&scene->message.client, scene->bytes, scene->now))
+		return false;
+	return decide_new(scene, SESSION_SA, pick_for_start(&scene->message.client, scene->now), LB_BECAUSE_POLICY);
 }
 
 /* decide_by_address() for what takes more than a look at the session: starts, and IKE that may change something. */
@@ -82,8 +91,12 @@ __noinline int decide_by_address_more(struct scene *scene)
 	meta = session_read(session);
 	/* Also where something else decides: the backend's answer will go where the client is now. */
 	session_use(session, meta, message->kind, scene->ingress, scene->now);
-	if (message->kind == KIND_IKE && !session_has_spis(session, message) && decide_beside(scene, place))
-		return 0;
+	if (message->kind == KIND_IKE && !session_has_spis(session, message)) {
+		enum beside beside = decide_beside(scene, place);
+
+		if (beside == BESIDE || (beside == BESIDE_BEGIN && decide_begin_beside(scene)))
+			return 0;
+	}
 	if (backend_is_left(meta.backend, scene->now)) {
 		decide_by_hash_called(scene, LB_BECAUSE_DOWN);
 		return 0;

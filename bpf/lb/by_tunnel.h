@@ -93,23 +93,29 @@ static __always_inline void let_go(struct scene *scene, enum session_kind kind)
 		session_change(session, SESSION_LEARNED, session_read(session).backend);
 }
 
-/* What a proven SA, which is not replaced, leaves when it moves from where it was last seen. */
-__noinline int leave_behind(struct scene *scene, const struct address *client, __u32 port, bool address_too)
+/* What the packet's SA, which is proven and not replaced, leaves where it was last seen. */
+__noinline int leave_behind(struct scene *scene)
 {
-	struct address now_client;
-	__u32 now_port;
+	struct address client;
+	struct session *session;
+	bool travelled;
+	__u32 port;
 
-	if (!scene || !client)
+	if (!scene)
 		return 0;
-	now_client = scene->message.client;
-	now_port = scene->message.port;
-	scene->message.client = *client;
-	scene->message.port = port;
+	session = session_at(look_for(scene, SESSION_SA));
+	if (!session)
+		return 0;
+	client = scene->message.client;
+	port = scene->message.port;
+	travelled = !address_equal(&session->client, &client);
+	scene->message.client = session->client;
+	scene->message.port = session->detail & SA_PORT;
 	let_go(scene, SESSION_ENDPOINT);
-	if (address_too)
+	if (travelled)
 		let_go(scene, SESSION_ADDRESS);
-	scene->message.client = now_client;
-	scene->message.port = now_port;
+	scene->message.client = client;
+	scene->message.port = port;
 	return 0;
 }
 
@@ -197,11 +203,8 @@ __noinline int prove_sa(struct scene *scene)
 	     (first && !travelled) || !is_taken(scene, session_at(look_for(scene, SESSION_ADDRESS))));
 	if (first && moved && !travelled)
 		bind_start(scene, session->detail & SA_PORT, meta.backend);
-	if (moved && !first) {
-		struct address client = session->client;
-
-		leave_behind(scene, &client, session->detail & SA_PORT, travelled);
-	}
+	if (moved && !first)
+		leave_behind(scene);
 	if (moved || first) {
 		session->client = scene->message.client;
 		session->detail = scene->message.port | (first && !travelled ? SA_AT_HOME : 0);
@@ -484,6 +487,28 @@ static __always_inline bool is_noted(const struct session *endpoint, __u32 spi)
 	return (__u32)endpoint->responder_spi == spi || endpoint->responder_spi >> 32 == spi;
 }
 
+/* IKE of an established SA at its place, with nothing to learn or to bind: as decide_by_tunnel(). */
+static __always_inline bool decide_settled_sa(const struct message *message, __u32 now, __u32 ingress,
+					      struct decision *decision, struct session **session)
+{
+	struct session_key key = session_key_of_sa(message->initiator_spi);
+	struct session *found = session_at(session_look(&key, now));
+	struct session_meta meta;
+
+	if (!found)
+		return false;
+	meta = session_read(found);
+	if (meta.last_seen != now || meta.ingress != ingress || !session_is_established(meta) ||
+	    !session_has_spis(found, message) || (found->detail & SA_PORT) != message->port ||
+	    !address_equal(&found->client, &message->client))
+		return false;
+	decision->verdict = LB_SESSION;
+	decision->reason = LB_BECAUSE_SA;
+	decision->backend = meta.backend;
+	*session = found;
+	return true;
+}
+
 /*
  * A packet from the client side that is for a backend. False where decide_by_tunnel_more() has to decide. *session is
  * the entry that it counts for.
@@ -504,12 +529,11 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 		decide_stateless(backend, LB_BECAUSE_FRAGMENT, decision);
 		return true;
 	}
-	if (message->kind != KIND_ESP && message->kind != KIND_IKE)
+	if (message->kind == KIND_IKE)
+		return decide_settled_sa(message, now, ingress, decision, session);
+	if (message->kind != KIND_ESP)
 		return false;
-	if (message->kind == KIND_IKE) {
-		key = session_key_of_sa(message->initiator_spi);
-		reason = LB_BECAUSE_SA;
-	} else if (message->port) {
+	if (message->port) {
 		key.detail = message->port;
 		key.kind = SESSION_ENDPOINT;
 		reason = LB_BECAUSE_ENDPOINT;
@@ -519,11 +543,6 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 	if (!found || meta.last_seen != now || meta.ingress != ingress)
 		return false;
 	if (reason == LB_BECAUSE_ENDPOINT && !is_noted(found, message->spi))
-		return false;
-	/* An established SA at its place, with nothing to learn or to bind. */
-	if (message->kind == KIND_IKE &&
-	    !(session_is_established(meta) && session_has_spis(found, message) &&
-	      (found->detail & SA_PORT) == message->port && address_equal(&found->client, &message->client)))
 		return false;
 	decision->verdict = LB_SESSION;
 	decision->reason = reason;
