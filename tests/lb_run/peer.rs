@@ -57,7 +57,7 @@ impl Peer {
 
     /// Where its IKE begins.
     pub fn first_endpoint(&self) -> Key {
-        Key::Endpoint(self.address, self.port)
+        Key::IkeEndpoint(self.address, self.port)
     }
 
     /// Where the rest comes from.
