@@ -624,6 +624,10 @@ fn load_error(source: libbpf_rs::Error) -> DatapathError {
     // The kernel has two errors here, EPERM for privileges and EACCES from the verifier; libbpf-rs tells them as one.
     let hint = match source.kind() {
         libbpf_rs::ErrorKind::PermissionDenied => format!("{PRIVILEGES}; if that is so already, {words}"),
+        // E2BIG, for which libbpf-rs has no kind: the verifier has looked at a million instructions and given up.
+        _ if source.to_string().contains(&format!("os error {}", libc::E2BIG)) => format!(
+            ": this kernel's verifier gives up on them; Linux 6.12 takes them all, 6.1 takes --affinity address; {words}"
+        ),
         _ => format!("; {words}"),
     };
     DatapathError::Load { source, hint }
