@@ -1,6 +1,8 @@
 //! The lab: its topology files say what the project's documentation promises, everything that they name is
 //! in the repository, and `scripts/lab` builds exactly that and removes it again.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,65 +10,14 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::Value;
+
+use common::topology::{Document, Topology, repository, topology};
 
 const CONCENTRATORS: [&str; 4] = ["TEIP1", "TEIP2", "TEIP3", "TEIP4"];
 
-#[derive(Deserialize)]
-struct Document {
-    prefix: String,
-    topology: Topology,
-}
-
-#[derive(Deserialize)]
-struct Topology {
-    groups: BTreeMap<String, Group>,
-    nodes: BTreeMap<String, Node>,
-    links: Vec<Link>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    binds: Vec<String>,
-    exec: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    kind: String,
-    group: String,
-    #[serde(default)]
-    env: BTreeMap<String, u32>,
-}
-
-#[derive(Deserialize)]
-struct Link {
-    #[serde(rename = "type")]
-    kind: String,
-    mtu: u32,
-    endpoints: [Endpoint; 2],
-}
-
-#[derive(Deserialize)]
-struct Endpoint {
-    node: String,
-    interface: String,
-    mac: Option<String>,
-}
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 const TOPOLOGY: &str = "topology.clab.yml";
 const NAT_TOPOLOGY: &str = "lab/nat.clab.yml";
-
-/// Reads a topology with the environment variable that it may be given.
-fn topology(file: &str, esp: &str) -> Document {
-    let text = fs::read_to_string(repository().join(file)).unwrap();
-    serde_norway::from_str(&text.replace("${LB_LAB_ESP:=userspace}", esp)).unwrap()
-}
 
 /// The links as the issue draws them: the balancer's interface, the far node, and its MAC where it is fixed.
 fn drawn_links() -> Vec<(String, String, Option<String>)> {

@@ -534,8 +534,7 @@ static __always_inline bool decide_by_tunnel(struct xdp_md *ctx, const struct pa
 	if (message->kind != KIND_ESP)
 		return false;
 	if (message->port) {
-		key.detail = message->port;
-		key.kind = SESSION_ENDPOINT;
+		key = session_key_of_endpoint(&message->client, message->port);
 		reason = LB_BECAUSE_ENDPOINT;
 	}
 	found = session_find(&key, now, &meta);
@@ -628,10 +627,8 @@ static __always_inline __u32 hear_by_tunnel(const struct message *message, __u32
 	*more = true;
 	if (message->kind == KIND_IKE)
 		return LB_INGRESS_UNKNOWN;
-	if (message->port) {
-		key.detail = message->port;
-		key.kind = SESSION_ENDPOINT;
-	}
+	if (message->port)
+		key = session_key_of_endpoint(&message->client, message->port);
 	session = session_find(&key, now, &meta);
 	if (!session)
 		return LB_INGRESS_UNKNOWN;

@@ -151,21 +151,28 @@ __noinline int start_refused(const struct address *client, __u32 bytes, __u32 no
 	return 0;
 }
 
+/* The key of the packet's own SA, endpoint, SPI or address. */
+static __always_inline struct session_key key_for(const struct message *message, enum session_kind kind)
+{
+	switch (kind) {
+	case SESSION_SA:
+		return session_key_of_sa(message->initiator_spi);
+	case SESSION_ENDPOINT:
+		return session_key_of_endpoint(&message->client, message->port);
+	case SESSION_ESP:
+		return session_key_of_esp(&message->client, message->spi);
+	default:
+		return session_key_of_address(&message->client);
+	}
+}
+
 /* Sets the scene's entry for its packet. */
 static __always_inline void entry_for(struct scene *scene, enum session_kind kind, enum session_state state,
 				      __u32 backend)
 {
 	struct session_entry *entry = &scene->entry;
 
-	entry->key.kind = kind;
-	entry->key.address = scene->message.client;
-	entry->key.detail = 0;
-	if (kind == SESSION_SA)
-		entry->key.address = (struct address){.words = {scene->message.initiator_spi}};
-	else if (kind == SESSION_ENDPOINT)
-		entry->key.detail = scene->message.port;
-	else if (kind == SESSION_ESP)
-		entry->key.detail = scene->message.spi;
+	entry->key = key_for(&scene->message, kind);
 	entry->meta.last_seen = scene->now;
 	entry->meta.backend = backend;
 	entry->meta.ingress = scene->ingress;
@@ -207,24 +214,14 @@ __noinline bool decide_new(struct scene *scene, enum session_kind kind, __u32 ba
 
 static __always_inline __s64 look_for_sa(struct scene *scene, __be64 initiator_spi)
 {
-	scene->key.address = (struct address){.words = {initiator_spi}};
-	scene->key.detail = 0;
-	scene->key.kind = SESSION_SA;
+	scene->key = session_key_of_sa(initiator_spi);
 	return session_look(&scene->key, scene->now);
 }
 
 /* The entry of the packet's own SA, endpoint, SPI or address; its place, or SESSION_NOWHERE. */
 static __always_inline __s64 look_for(struct scene *scene, enum session_kind kind)
 {
-	if (kind == SESSION_SA)
-		return look_for_sa(scene, scene->message.initiator_spi);
-	scene->key.address = scene->message.client;
-	scene->key.detail = 0;
-	scene->key.kind = kind;
-	if (kind == SESSION_ENDPOINT)
-		scene->key.detail = scene->message.port;
-	else if (kind == SESSION_ESP)
-		scene->key.detail = scene->message.spi;
+	scene->key = key_for(&scene->message, kind);
 	return session_look(&scene->key, scene->now);
 }
 

@@ -295,15 +295,10 @@ fn resolve(vips: &[IpAddr], ports: &[Port], backends: &mut [Spec]) -> Vec<String
     let answers = neighbour::resolve_all(&asked, vip, RESOLVE_TIMEOUT);
     let mut warnings = Vec::new();
     for (backend, answer) in unknown.iter_mut().zip(answers) {
-        let name = backend.dev.clone();
-        match answer {
-            Ok(Some(mac)) => backend.mac = Some(mac),
-            Ok(None) => warnings.push(format!(
-                "nobody behind {name} owns {vip}: it gets no packets until it sends a frame; mend: bring the backend up, or give its MAC as {name}=MAC"
-            )),
-            Err(error) => warnings.push(format!(
-                "cannot ask behind {name} who owns {vip}: {error}; mend: give the backend's MAC as {name}=MAC"
-            )),
+        let how = format!("as {}=MAC", backend.dev);
+        match change::answered(answer, &backend.dev, vip, &how) {
+            Ok(mac) => backend.mac = Some(mac),
+            Err(warning) => warnings.push(warning),
         }
     }
     warnings

@@ -603,20 +603,28 @@ fn resolve(vips: &[IpAddr], interface: &Interface) -> (Option<MacAddr6>, Option<
             )),
         );
     };
-    match neighbour::resolve(interface, vip, RESOLVE_TIMEOUT) {
-        Ok(Some(mac)) => (Some(mac), None),
-        Ok(None) => (
-            None,
-            Some(format!(
-                "nobody behind {name} owns {vip}: it gets no packets until it sends a frame; mend: bring the backend up, or give its MAC by --mac"
-            )),
-        ),
-        Err(error) => (
-            None,
-            Some(format!(
-                "cannot ask behind {name} who owns {vip}: {error}; mend: give the backend's MAC by --mac"
-            )),
-        ),
+    match answered(neighbour::resolve(interface, vip, RESOLVE_TIMEOUT), name, vip, "by --mac") {
+        Ok(mac) => (Some(mac), None),
+        Err(warning) => (None, Some(warning)),
+    }
+}
+
+/// The MAC that somebody behind the interface `dev` has answered with, or what the user should know; `how` ends the mend with the
+/// way to give the MAC.
+pub(super) fn answered<E: std::fmt::Display>(
+    answer: Result<Option<MacAddr6>, E>,
+    dev: &str,
+    vip: IpAddr,
+    how: &str,
+) -> Result<MacAddr6, String> {
+    match answer {
+        Ok(Some(mac)) => Ok(mac),
+        Ok(None) => Err(format!(
+            "nobody behind {dev} owns {vip}: it gets no packets until it sends a frame; mend: bring the backend up, or give its MAC {how}"
+        )),
+        Err(error) => Err(format!(
+            "cannot ask behind {dev} who owns {vip}: {error}; mend: give the backend's MAC {how}"
+        )),
     }
 }
 

@@ -5,3 +5,4 @@ pub mod datapath;
 pub mod decode;
 pub mod namespace;
 pub mod packet;
+pub mod topology;

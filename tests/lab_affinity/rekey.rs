@@ -1,6 +1,6 @@
 //! SAs that are replaced by others under traffic: rekeyed by either side, or authenticated anew.
 
-use crate::lab::{Lab, Tunnel, assert_none_lost, await_answers, await_that, places};
+use crate::lab::{Lab, Ping, Tunnel, assert_none_lost, await_answers, await_that, places};
 use crate::wire::{Seen, Wire};
 
 /// Has everything rekeyed, step by step: IKE and then ESP, by all clients and then by all backends. Each tunnel has
@@ -74,6 +74,17 @@ fn generations(seen: &Seen, tunnel: &Tunnel) -> (usize, usize) {
     (by_client.len(), by_backend.len())
 }
 
+/// Nothing was lost on the way, and every tunnel is still where it was, with all that it has sent since.
+fn assert_all_stayed(lab: &Lab, wire: Wire, tunnels: &[Tunnel], pings: &[Ping]) {
+    await_answers(pings, 20);
+    assert_none_lost(pings);
+    assert_eq!(places(&lab.tunnels()), places(tunnels));
+    lab.assert_nothing_dropped();
+    let seen = wire.end();
+    seen.assert_whole();
+    seen.assert_endpoints_whole();
+}
+
 #[test]
 fn root_lab_tunnels_rekeyed_by_either_side_stay_at_their_backends() {
     let lab = Lab::up(6, "");
@@ -91,13 +102,7 @@ fn root_lab_tunnels_rekeyed_by_either_side_stay_at_their_backends() {
             && generations[4..].iter().all(|(by_client, by_backend)| by_client + by_backend >= 4)
             && seen.esp.len() >= 5 * tunnels.len()
     });
-    await_answers(&pings, 20);
-    assert_none_lost(&pings);
-    assert_eq!(places(&lab.tunnels()), places(&tunnels));
-    lab.assert_nothing_dropped();
-    let seen = wire.end();
-    seen.assert_whole();
-    seen.assert_endpoints_whole();
+    assert_all_stayed(&lab, wire, &tunnels, &pings);
 }
 
 /// A client that authenticates anew begins an IKE SA as if it were another client, beside the one that it has: from the
@@ -119,11 +124,5 @@ fn root_lab_tunnels_authenticated_anew_stay_at_their_backends() {
         let seen = wire.seen();
         tunnels.iter().all(|tunnel| generations(&seen, tunnel).0 >= 4)
     });
-    await_answers(&pings, 20);
-    assert_none_lost(&pings);
-    assert_eq!(places(&lab.tunnels()), places(&tunnels));
-    lab.assert_nothing_dropped();
-    let seen = wire.end();
-    seen.assert_whole();
-    seen.assert_endpoints_whole();
+    assert_all_stayed(&lab, wire, &tunnels, &pings);
 }

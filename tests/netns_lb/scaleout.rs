@@ -16,16 +16,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use macaddr::MacAddr6;
-use serde::Deserialize;
 
 use crate::common::namespace::{Namespace, run};
 use crate::common::packet::{self, Ike};
+use crate::common::topology::{Document, Link, repository, topology};
 use crate::lab::{BACKENDS, Family, LB, Lab, PATIENCE, batch, eventually};
 use crate::packets::{IKE, NAT, Servers, ike_bytes, udp};
 use crate::stream::{Flow, Outcome, Receivers, Running, Sender};
@@ -448,64 +447,14 @@ fn root_labels_lead_tunnels_behind_one_address_through_either_of_two_balancers()
     assert_eq!(network.labs[1].verdict("no_backend"), 0);
 }
 
-/// `lab/ecmp.clab.yml`, as containerlab and scripts/lab read it.
-#[derive(Deserialize)]
-struct Document {
-    prefix: String,
-    topology: Topology,
-}
-
-#[derive(Deserialize)]
-struct Topology {
-    groups: BTreeMap<String, Group>,
-    nodes: BTreeMap<String, Node>,
-    links: Vec<Link>,
-}
-
-#[derive(Deserialize)]
-struct Group {
-    binds: Vec<String>,
-    exec: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    kind: String,
-    group: String,
-}
-
-#[derive(Deserialize)]
-struct Link {
-    #[serde(rename = "type")]
-    kind: String,
-    mtu: u32,
-    endpoints: [Endpoint; 2],
-}
-
-#[derive(Deserialize)]
-struct Endpoint {
-    node: String,
-    interface: String,
-    mac: Option<String>,
-}
-
 const LAB: &str = "lab/ecmp.clab.yml";
 
 /// The VIP and the network of each path, as the configuration files of the lab have them.
 const LAB_VIPS: [&str; 2] = ["192.0.0.2", "2001:db8::2"];
 
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn topology() -> Document {
-    let text = fs::read_to_string(repository().join(LAB)).unwrap();
-    serde_norway::from_str(&text).expect("the lab is what containerlab understands")
-}
-
 #[test]
 fn the_lab_with_two_balancers_is_whole() {
-    let Document { prefix, topology } = topology();
+    let Document { prefix, topology } = topology(LAB, "userspace");
     assert_eq!(prefix, "", "namespaces are called by the nodes' bare names");
     let groups: BTreeMap<&str, &str> =
         topology.nodes.iter().map(|(name, node)| (name.as_str(), node.group.as_str())).collect();
