@@ -297,7 +297,7 @@ static __always_inline int handle(struct xdp_md *ctx, enum side side, void *port
 	struct ethhdr *eth;
 	__u64 zero;
 
-	if (!parse_frame(ctx, &packet))
+	if (!parse_frame(ctx, &packet, ONE_BUFFER))
 		return refuse_early(LB_MALFORMED, bytes);
 	classify(&packet, &message, side);
 	if (message.kind == KIND_MALFORMED)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* One type for addresses of both families, and the hash that spreads them. */
+/* One type for addresses of both families, the hash that spreads them, and comparisons. */
 #pragma once
 
 #include "common.h"
@@ -55,4 +55,11 @@ static __always_inline __u64 address_hash(const struct address *address, __u64 s
 static __always_inline __u32 hash_to_range(__u64 hash, __u32 count)
 {
 	return ((hash >> 32) * count) >> 32;
+}
+
+static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
+{
+	const __u16 *x = (const void *)a, *y = (const void *)b;
+
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
 }

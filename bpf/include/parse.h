@@ -29,10 +29,16 @@ enum fragment {
 	FRAGMENT_LATER, /* holds no transport header */
 };
 
+/* What frames a program takes. */
+enum buffers {
+	ONE_BUFFER,      /* SEC("xdp"): every frame lies in one piece */
+	SEVERAL_BUFFERS, /* SEC("xdp.frags"): of a long frame, only the first piece can be read directly */
+};
+
 struct packet {
 	struct ethhdr *eth;
-	void *end;   /* of the frame: no byte at or behind it may be read */
-	__u32 bytes; /* of the frame */
+	void *end;   /* of the frame's first buffer: no byte at or behind it may be read */
+	__u32 bytes; /* of the frame; with SEVERAL_BUFFERS only those of the first, if its headers claim no more */
 	void *l3;    /* what follows the Ethernet header and its VLAN tags */
 	__u32 l3_at; /* the same as an offset from the start of the frame */
 	__u16 ethertype;
@@ -97,8 +103,19 @@ static __always_inline bool parse_ethernet(struct xdp_md *ctx, struct packet *pa
 	return true;
 }
 
+/* Whether the frame has as many bytes, which its headers claim. */
+static __always_inline bool frame_reaches(struct xdp_md *ctx, struct packet *packet, __u32 bytes, enum buffers buffers)
+{
+	if (bytes <= packet->bytes)
+		return true;
+	if (buffers == ONE_BUFFER)
+		return false;
+	packet->bytes = bpf_xdp_get_buff_len(ctx);
+	return bytes <= packet->bytes;
+}
+
 /* RFC 791, section 3.1. */
-static __always_inline bool parse_ipv4(struct packet *packet)
+static __always_inline bool parse_ipv4(struct xdp_md *ctx, struct packet *packet, enum buffers buffers)
 {
 	struct iphdr *ip = packet->l3;
 	__u32 header_bytes, total_bytes;
@@ -109,7 +126,7 @@ static __always_inline bool parse_ipv4(struct packet *packet)
 	header_bytes = ip->ihl * 4;
 	total_bytes = bpf_ntohs(ip->tot_len);
 	if (ip->version != 4 || header_bytes < sizeof(*ip) || total_bytes < header_bytes ||
-	    packet->l3_at + total_bytes > packet->bytes)
+	    !frame_reaches(ctx, packet, packet->l3_at + total_bytes, buffers))
 		return false;
 
 	offset = bpf_ntohs(ip->frag_off);
@@ -201,7 +218,7 @@ __noinline bool ipv6_walk_extensions(struct xdp_md *ctx, struct ipv6_walk *walk)
 }
 
 /* RFC 8200, section 3. */
-static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *packet)
+static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *packet, enum buffers buffers)
 {
 	struct ipv6hdr *ip = packet->l3;
 	void *next = ip + 1;
@@ -210,7 +227,7 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *packet
 	if (!packet_holds(packet, ip, sizeof(*ip)))
 		return false;
 	bytes = bpf_ntohs(ip->payload_len);
-	if (ip->version != 6 || packet->l3_at + sizeof(*ip) + bytes > packet->bytes)
+	if (ip->version != 6 || !frame_reaches(ctx, packet, packet->l3_at + sizeof(*ip) + bytes, buffers))
 		return false;
 
 	packet->fragment = FRAGMENT_NONE;
@@ -244,14 +261,14 @@ static __always_inline bool parse_ipv6(struct xdp_md *ctx, struct packet *packet
  * Parses the frame of `ctx`. False where a header does not fit or contradicts
  * itself; whatever ethertype other than the two IPs the frame has is for the caller to judge.
  */
-static __always_inline bool parse_frame(struct xdp_md *ctx, struct packet *packet)
+static __always_inline bool parse_frame(struct xdp_md *ctx, struct packet *packet, enum buffers buffers)
 {
 	if (!parse_ethernet(ctx, packet))
 		return false;
 	if (packet->ethertype == ETH_P_IP)
-		return parse_ipv4(packet);
+		return parse_ipv4(ctx, packet, buffers);
 	if (packet->ethertype == ETH_P_IPV6)
-		return parse_ipv6(ctx, packet);
+		return parse_ipv6(ctx, packet, buffers);
 
 	packet->l4 = packet->l3;
 	packet->l4_bytes = 0;
