@@ -19,9 +19,15 @@ struct {
 	__type(value, struct counter);
 } verdicts SEC(".maps");
 
-/* The types that user space goes by and no map carries. */
+enum pass_limits {
+	/* Raised with every change to a map that is pinned: an upgrade in place needs the same number. */
+	PASS_LAYOUT = 1,
+};
+
+/* Types that no map names, here so that the generated skeleton has them. */
 struct pass_types {
 	enum pass_verdict verdict;
+	enum pass_limits limits;
 };
 
 const volatile struct pass_types pass_types;

@@ -1,8 +1,14 @@
 //! The command line: every command and option, and what each does with the library.
 
+mod companion;
+mod echo;
 mod lb;
+mod pass;
+mod stats;
+mod status;
 
 use std::path::PathBuf;
+use std::sync::mpsc;
 
 use clap::{Parser, Subcommand};
 
@@ -64,6 +70,14 @@ impl Global {
 enum Command {
     #[command(flatten)]
     Lb(lb::Command),
+    /// Show what is attached
+    Status,
+    /// Answer pings in the driver
+    #[command(subcommand)]
+    Echo(echo::Command),
+    /// Let everything pass: what the far end of a veth needs
+    #[command(subcommand)]
+    Pass(pass::Command),
 }
 
 /// Why a command failed.
@@ -88,6 +102,19 @@ impl Cli {
         }
         match self.command {
             Command::Lb(command) => command.run(&self.global),
+            Command::Status => status::run(&self.global),
+            Command::Echo(command) => command.run(&self.global),
+            Command::Pass(command) => command.run(&self.global),
         }
     }
+}
+
+/// Hears of SIGINT, SIGTERM and SIGHUP from now on, instead of being ended by them.
+fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
+    let (stop, stopped) = mpsc::channel();
+    ctrlc::set_handler(move || {
+        // A second signal finds nobody to tell, and the first one is being obeyed.
+        let _ = stop.send(());
+    })?;
+    Ok(stopped)
 }

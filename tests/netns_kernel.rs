@@ -21,10 +21,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use common::namespace::{Namespace, run, veth};
 use lb::kernel::bpffs::{self, BpffsError};
-use lb::kernel::interface::{Interface, veth_warnings};
+use lb::kernel::interface::Interface;
 use lb::kernel::neighbour;
 use lb::kernel::netns::{self, NetnsError};
 use lb::kernel::program::Program;
+use lb::kernel::veth::warnings as veth_warnings;
 use lb::kernel::xdp::{Link, Mode, takes_redirected_frames};
 
 mod floor {

@@ -12,7 +12,6 @@ use thiserror::Error;
 use super::netlink;
 use super::netns::shorten;
 use super::value::text;
-pub use super::veth::warnings as veth_warnings;
 
 /// An interface, as it was when it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +85,13 @@ impl Interface {
     /// `Kernel`.
     pub fn is_up(&self) -> Result<bool, InterfaceError> {
         Ok(self.link()?.header.flags.contains(LinkFlags::Up))
+    }
+
+    /// What stands in the way of every frame: that it is switched off, with the command that mends it.
+    pub fn down_warning(&self) -> Option<String> {
+        let name = &self.name;
+        (!self.is_up().unwrap_or(true))
+            .then(|| format!("{name} is down: no frame passes it; mend: ip link set dev {name} up"))
     }
 
     /// Whether it takes frames for every MAC because somebody asked it to.

@@ -10,6 +10,7 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -41,6 +42,18 @@ pub(super) fn links() -> io::Result<Vec<LinkMessage>> {
     wanted.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let answers = ask(RouteNetlinkMessage::GetLink(wanted), NLM_F_DUMP)?;
     Ok(answers.into_iter().filter_map(into_link).collect())
+}
+
+/// The addresses of all interfaces.
+pub(super) fn addresses() -> io::Result<Vec<AddressMessage>> {
+    let answers = ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), NLM_F_DUMP)?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => Some(message),
+            _ => None,
+        })
+        .collect())
 }
 
 /// The number by which the caller's network namespace knows the one that `namespace` is open on (RTM_GETNSID);

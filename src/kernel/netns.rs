@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::{fs, thread};
@@ -76,6 +77,11 @@ pub fn within<T: Send>(namespace: Option<&str>, work: impl FnOnce() -> T + Send)
         let inside = scope.spawn(|| enter(namespace).map(|()| work()));
         inside.join().unwrap_or_else(|panic| resume_unwind(panic))
     })
+}
+
+/// The number of the calling thread's network namespace, its inode, which no other has at the same time; 0 without /proc.
+pub fn identity() -> u64 {
+    fs::metadata("/proc/thread-self/ns/net").map_or(0, |metadata| metadata.ino())
 }
 
 /// The network namespaces that have a name, and their files, sorted by name.

@@ -26,7 +26,7 @@ pub const CONFIG: &str = "config";
 pub const CONFIG_NEXT: &str = "config-next";
 
 /// The groups that instances are of: the folders of the root that are lb's.
-const GROUPS: [&str; 1] = ["lb"];
+const GROUPS: [&str; 3] = ["lb", "echo", "pass"];
 
 const LINK_PREFIX: &str = "link-";
 
@@ -41,8 +41,8 @@ pub enum PinError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{} holds {entries}, which is not lb's; move it away, or choose another --name or --pin-root", path.display())]
     Foreign { path: PathBuf, entries: String },
-    #[error("cannot make sense of {}: {source}; `lb detach --name {name}` clears it away", path.display())]
-    Corrupt { path: PathBuf, name: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot make sense of {}: {source}; `{detach}` clears it away", path.display())]
+    Corrupt { path: PathBuf, detach: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("bad name {name:?}: 1 to 31 letters, digits, '-' and '_'")]
     Name { name: String },
 }
@@ -175,6 +175,23 @@ impl Instance {
     /// Whether its attach came to its end.
     pub fn is_whole(&self) -> bool {
         self.pin(CONFIG).exists()
+    }
+
+    /// The command that removes it.
+    pub fn detach_command(&self) -> String {
+        // The balancer's commands are the ones without a group.
+        let group = if self.group == GROUPS[0] { String::new() } else { format!("{} ", self.group) };
+        format!("lb {group}detach --name {}", self.name)
+    }
+
+    /// That its pins make no sense, for this reason.
+    pub fn corrupt(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> PinError {
+        PinError::Corrupt { path: self.path.clone(), detach: self.detach_command(), source: source.into() }
+    }
+
+    /// Whether its group is one of lb's.
+    pub fn is_of_lb(&self) -> bool {
+        GROUPS.contains(&self.group.as_str())
     }
 
     /// Whether there is anything of it.

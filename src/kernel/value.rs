@@ -1,4 +1,6 @@
-//! What the bytes of a map mean to Rust: types that may stand for a key or value, and texts in fields.
+//! What the bytes of a map mean to Rust: types that may stand for a key or value, and addresses and texts in fields.
+
+use std::net::IpAddr;
 
 /// A type that any bytes of its size are a value of, and that has no padding of its own.
 ///
@@ -29,6 +31,24 @@ unsafe impl MapValue for u32 {}
 // SAFETY: the same.
 unsafe impl MapValue for u64 {}
 
+/// An address as `struct address` of bpf/include/address.h has it: IPv4 in its IPv4-mapped form, bytes in wire order.
+pub fn address_words(address: IpAddr) -> [u64; 2] {
+    let octets = match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    let (first, second) = octets.split_at(8);
+    [first, second].map(|half| u64::from_ne_bytes(half.try_into().expect("half of 16 bytes is 8")))
+}
+
+/// The address that the words of a `struct address` stand for.
+pub fn address_of_words(words: [u64; 2]) -> IpAddr {
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&words[0].to_ne_bytes());
+    octets[8..].copy_from_slice(&words[1].to_ne_bytes());
+    IpAddr::from(octets).to_canonical()
+}
+
 /// The text in a field of the kernel's or of ours: up to the first zero byte, or all of it.
 pub fn text(field: &[u8]) -> String {
     let end = field.iter().position(|&byte| byte == 0).unwrap_or(field.len());
@@ -56,6 +76,14 @@ macro_rules! map_values {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_keep_their_value_on_the_way_to_the_kernel_and_back() {
+        for text in ["192.0.2.1", "2001:db8::1", "::", "255.255.255.255"] {
+            let address: IpAddr = text.parse().unwrap();
+            assert_eq!(address_of_words(address_words(address)), address);
+        }
+    }
 
     #[test]
     fn texts_are_cut_to_their_field() {

@@ -18,6 +18,7 @@
 //!   `UDP_SEGMENT`.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -25,6 +26,7 @@ use std::os::unix::fs::MetadataExt;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 
 use super::interface::Interface;
+use super::netns::NetnsError;
 use super::xdp::{self, Mode};
 use super::{netlink, netns};
 
@@ -54,6 +56,8 @@ struct Place {
     label: String,
     /// What a command that is to run there begins with, and a space; or nothing.
     prefix: String,
+    /// What `--netns` takes to get there; `None` where the user is there already.
+    netns: Option<String>,
 }
 
 /// A network namespace that can be entered.
@@ -89,6 +93,68 @@ pub fn warnings(interfaces: &[Interface], mode: Mode) -> Vec<String> {
     found
 }
 
+/// What becomes of frames that a program sends back out of the interface that they came in on (`XDP_TX`), in native mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reflection {
+    /// They leave: the interface is no veth, or its far end has an XDP program.
+    Works,
+    /// They are lost: the far end has no XDP program (drivers/net/veth.c, `veth_xdp_xmit`; GRO there does not do).
+    Bare(BareEnd),
+    /// Nobody knows: the far end, of this number, is in a namespace that cannot be entered from here.
+    Unseen(u32),
+}
+
+/// A veth's far end that has no XDP program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BareEnd {
+    pub interface: Interface,
+    /// What `--netns` takes to get there; `None` where the user is there already.
+    pub netns: Option<String>,
+    /// Follows its name in a sentence.
+    label: String,
+    /// The file of its namespace; `None` where that is the namespace of the near end.
+    path: Option<String>,
+}
+
+impl BareEnd {
+    /// Runs `work` in its network namespace.
+    ///
+    /// # Errors
+    ///
+    /// Where that cannot be entered.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        netns::within(self.path.as_deref(), work)
+    }
+}
+
+impl fmt::Display for BareEnd {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}{}", self.interface.name, self.label)
+    }
+}
+
+/// What becomes of frames that a program on `interface`, of the caller's network namespace, sends back in native mode.
+pub fn reflection(interface: &Interface) -> Reflection {
+    let Some(peer) = peer(interface) else { return Reflection::Works };
+    let namespaces = namespaces_in_sight();
+    let Some(far) = far_end(&peer, &namespaces) else { return Reflection::Unseen(peer.index) };
+    if far.has_native_xdp {
+        return Reflection::Works;
+    }
+    let path = peer.namespace.and_then(|_| namespace_of(&peer, &namespaces)).map(|found| found.path.clone());
+    Reflection::Bare(BareEnd {
+        interface: Interface { name: far.name, index: peer.index },
+        netns: far.place.netns,
+        label: far.place.label,
+        path,
+    })
+}
+
+/// Whether an interface is one end of a veth.
+pub fn is_veth(interface: &Interface) -> bool {
+    peer(interface).is_some()
+}
+
 /// What the kernel says of a veth's other end.
 #[derive(Clone, Copy, Debug)]
 struct Peer {
@@ -116,14 +182,7 @@ fn peer(interface: &Interface) -> Option<Peer> {
 
 /// Looks at the other end, `None` where its namespace is out of sight or may not be entered.
 fn far_end(peer: &Peer, namespaces: &[Namespace]) -> Option<FarEnd> {
-    let here = identity("/proc/thread-self/ns/net");
-    let namespace = namespaces.iter().find(|namespace| match peer.namespace {
-        None => Some(namespace.identity) == here,
-        Some(id) => {
-            let file = File::open(&namespace.path);
-            file.and_then(|file| netlink::namespace_id(file.as_fd())).is_ok_and(|found| found == Some(id))
-        }
-    });
+    let namespace = namespace_of(peer, namespaces);
     let look = || {
         let interface = Interface::by_index(peer.index)?;
         let programs = xdp::attached_programs(interface.index).unwrap_or_default();
@@ -142,13 +201,28 @@ fn far_end(peer: &Peer, namespaces: &[Namespace]) -> Option<FarEnd> {
     }
 }
 
+/// The namespace of the other end, where it is in sight.
+fn namespace_of<'a>(peer: &Peer, namespaces: &'a [Namespace]) -> Option<&'a Namespace> {
+    let here = identity("/proc/thread-self/ns/net");
+    namespaces.iter().find(|namespace| match peer.namespace {
+        None => Some(namespace.identity) == here,
+        Some(id) => {
+            let file = File::open(&namespace.path);
+            file.and_then(|file| netlink::namespace_id(file.as_fd())).is_ok_and(|found| found == Some(id))
+        }
+    })
+}
+
 /// The namespaces in which a far end may be: the one that the command was started in, those with a name, those of
 /// containers, which often have no name but have processes.
 fn namespaces_in_sight() -> Vec<Namespace> {
     let mut candidates = vec![("/proc/self/ns/net".into(), Place::default())];
     for (name, path) in netns::named() {
-        let place =
-            Place { label: format!(" in namespace {name}"), prefix: format!("ip netns exec {name} ") };
+        let place = Place {
+            label: format!(" in namespace {name}"),
+            prefix: format!("ip netns exec {name} "),
+            netns: Some(name.clone()),
+        };
         candidates.push((path.display().to_string(), place));
     }
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -160,6 +234,7 @@ fn namespaces_in_sight() -> Vec<Namespace> {
         let place = Place {
             label: format!(" in the namespace of process {id} ({})", name.trim_end()),
             prefix: format!("nsenter --net={path} "),
+            netns: Some(path.clone()),
         };
         candidates.push((path, place));
     }
@@ -203,7 +278,7 @@ fn judge(near: &str, far: &FarEnd, mode: Mode) -> Vec<String> {
         let what = "segmentation offload on: packets of up to 64 KB that it sends are lost in skb mode";
         faults.push((what, "tso off tx-udp-segmentation off"));
     }
-    let FarEnd { name, place: Place { label, prefix }, .. } = far;
+    let FarEnd { name, place: Place { label, prefix, .. }, .. } = far;
     let line = |(what, mend): (&str, &str)| {
         let commands: Vec<String> =
             mend.split(';').map(|features| format!("{prefix}ethtool -K {name} {features}")).collect();
@@ -231,7 +306,11 @@ mod tests {
     fn far_end_with(features: &[&str]) -> FarEnd {
         FarEnd {
             name: "eth1".into(),
-            place: Place { label: " in namespace TEIP1".into(), prefix: "ip netns exec TEIP1 ".into() },
+            place: Place {
+                label: " in namespace TEIP1".into(),
+                prefix: "ip netns exec TEIP1 ".into(),
+                netns: Some("TEIP1".into()),
+            },
             features: features.iter().map(ToString::to_string).collect(),
             has_native_xdp: false,
             near_takes_frames: None,

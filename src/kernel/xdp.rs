@@ -148,6 +148,15 @@ impl Link {
         }
     }
 
+    /// Opens the link that is pinned at `path` if it is to the interface `ifindex` of the caller's network namespace. A number alone
+    /// does not tell: the interface may have been made anew, or be one of another namespace.
+    pub fn open_here(path: &Path, ifindex: u32) -> Option<Self> {
+        let link = Self::open(path).ok()?;
+        let program = link.info().ok()?.program_id;
+        let here = attached_programs(ifindex).ok()?;
+        here.iter().any(|(_, id)| *id == program).then_some(link)
+    }
+
     /// Keeps the link alive by a name in bpffs.
     ///
     /// # Errors

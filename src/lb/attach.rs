@@ -4,7 +4,6 @@
 //! pin that says "whole" is made last: whatever cuts an attach short, the next attach or detach finds the rest
 //! and clears it away.
 
-use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -18,13 +17,14 @@ use super::change::{
 use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, INGRESS_MAX, Maps, ReturnPath, Settings};
 use super::skeleton::types;
 use super::{GROUP, interfaces};
+use crate::kernel::detach::{self, DetachError};
 use crate::kernel::interface::{Interface, InterfaceError};
 use crate::kernel::neighbour;
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::pins::{Instance, PinError, Root};
 use crate::kernel::table::TableError;
 use crate::kernel::value::{copy_text, text};
-use crate::kernel::xdp::{self, Link, Mode, XdpError};
+use crate::kernel::xdp::{Link, Mode, XdpError};
 
 /// What to attach.
 #[derive(Clone, Debug)]
@@ -618,85 +618,11 @@ fn check_same(name: &str, mut found: Vec<String>, mut wanted: Vec<String>) -> Re
     })
 }
 
-/// Why an instance could not be detached.
-#[derive(Debug, Error)]
-pub enum DetachError {
-    #[error("no instance named {name} is attached{known}")]
-    Unknown { name: String, known: String },
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    #[error(
-        "{interface} still has XDP program {program} of instance {name}; `ip link set dev {interface} xdp off` removes it"
-    )]
-    StillThere { interface: String, program: u32, name: String },
-}
-
-/// Takes an instance off its interfaces and removes its pins; whether or not its attach came to its end, and
-/// whether or not its interfaces and their namespace are still there.
+/// Takes an instance off its interfaces; see [`detach::detach`].
 ///
 /// # Errors
 ///
-/// Where there is no such instance, where the kernel refuses, or where something that is not lb's is among its pins.
+/// As there.
 pub fn detach(root: &Root, name: &str) -> Result<(), DetachError> {
-    let instance = root.instance(GROUP, name)?;
-    let lock = root.lock_existing()?;
-    if lock.is_none() || !instance.exists() {
-        return Err(DetachError::Unknown { name: name.into(), known: known_names(root)? });
-    }
-    remove(&instance)
-}
-
-/// The end of a message about a name that is unknown: which ones are known.
-///
-/// # Errors
-///
-/// Where the root cannot be read.
-pub fn known_names(root: &Root) -> Result<String, PinError> {
-    let instances = root.instances()?.into_iter().filter(|instance| instance.group == GROUP);
-    let names: Vec<String> = instances.map(|instance| instance.name).collect();
-    Ok(if names.is_empty() { String::new() } else { format!("; there is {}", names.join(", ")) })
-}
-
-/// Detaches all instances of the balancer. Returns their names.
-///
-/// # Errors
-///
-/// As [`detach`], for the first instance that cannot be detached; all others are gone.
-pub fn detach_all(root: &Root) -> Result<Vec<String>, DetachError> {
-    let Some(_lock) = root.lock_existing()? else { return Ok(Vec::new()) };
-    let mut names = Vec::new();
-    let mut failed = Ok(());
-    for instance in root.instances()?.into_iter().filter(|instance| instance.group == GROUP) {
-        match remove(&instance) {
-            Ok(()) => names.push(instance.name),
-            Err(error) => failed = failed.and(Err(error)),
-        }
-    }
-    failed.map(|()| names)
-}
-
-fn remove(instance: &Instance) -> Result<(), DetachError> {
-    let mut programs = HashSet::new();
-    let mut ifindexes = Vec::new();
-    for path in instance.links()? {
-        if let Ok(info) = Link::open(&path).and_then(|link| link.info()) {
-            programs.insert(info.program_id);
-            ifindexes.push(info.ifindex);
-        }
-    }
-    instance.remove()?;
-    // The kernel is asked, not trusted. Interfaces of other namespaces cannot be asked from here, and need not
-    // be: their links were detached by the call that says so.
-    for ifindex in ifindexes {
-        let attached = xdp::attached_programs(ifindex).unwrap_or_default();
-        if let Some((_, program)) = attached.iter().find(|(_, id)| programs.contains(id)) {
-            let interface = Interface::by_index(ifindex).map_or(ifindex.to_string(), |found| found.name);
-            return Err(DetachError::StillThere {
-                interface,
-                program: *program,
-                name: instance.name.clone(),
-            });
-        }
-    }
-    Ok(())
+    detach::detach(root, GROUP, name)
 }

@@ -17,14 +17,15 @@ use super::interfaces;
 use super::schedule::{self, WEIGHT_MAX};
 use super::session::Sessions;
 use super::skeleton::types;
-use crate::kernel::interface::{self, Interface, InterfaceError};
+use crate::kernel::interface::{Interface, InterfaceError};
 use crate::kernel::neighbour;
 use crate::kernel::netns::{self, NetnsError};
 use crate::kernel::pins::{Instance, PinError};
 use crate::kernel::program::Program;
 use crate::kernel::table::TableError;
 use crate::kernel::value::{copy_text, text};
-use crate::kernel::xdp::{self, Link, Mode, XdpError};
+use crate::kernel::veth;
+use crate::kernel::xdp::{Link, Mode, XdpError};
 
 /// How long backends have to say which MAC owns the VIP.
 pub(super) const RESOLVE_TIMEOUT: Duration = Duration::from_millis(1200);
@@ -583,13 +584,9 @@ pub(super) fn free_index(taken: &[u32]) -> u32 {
     (0..).find(|index| !taken.contains(index)).unwrap_or_default()
 }
 
-/// The instance's link to an interface, if it is to the one that is here. A name and a number do not tell: the interface
-/// may have been made anew, or be one of another network namespace.
+/// The instance's link to an interface, if it is to the one that is here.
 pub(super) fn link_here(instance: &Instance, role: types::lb_role, ifindex: u32) -> Option<Link> {
-    let link = Link::open(&instance.link_pin(interfaces::role_name(role), ifindex)).ok()?;
-    let program = link.info().ok()?.program_id;
-    let here = xdp::attached_programs(ifindex).ok()?;
-    here.iter().any(|(_, id)| *id == program).then_some(link)
+    Link::open_here(&instance.link_pin(interfaces::role_name(role), ifindex), ifindex)
 }
 
 /// Asks behind an interface that has no program yet who owns the first VIP; the MAC, or what the user should know.
@@ -633,9 +630,7 @@ pub(super) fn interface_warnings(interfaces: &[Interface], mode: Mode) -> Vec<St
     let mut warnings = Vec::new();
     for interface in interfaces {
         let name = &interface.name;
-        if !interface.is_up().unwrap_or(true) {
-            warnings.push(format!("{name} is down: no frame passes it; mend: ip link set dev {name} up"));
-        }
+        warnings.extend(interface.down_warning());
         // Frames keep the MAC of the far side: a backend's on the way there, a client router's on the way back.
         if interface.is_card() && !interface.is_promiscuous().unwrap_or(true) {
             warnings.push(format!(
@@ -643,6 +638,6 @@ pub(super) fn interface_warnings(interfaces: &[Interface], mode: Mode) -> Vec<St
             ));
         }
     }
-    warnings.extend(interface::veth_warnings(interfaces, mode));
+    warnings.extend(veth::warnings(interfaces, mode));
     warnings
 }

@@ -4,22 +4,21 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{MapCore, MapHandle, OpenMapMut};
+use libbpf_rs::{MapCore, MapHandle};
 use thiserror::Error;
 
 use super::skeleton::{LbSkelBuilder, types};
 use crate::kernel::counters::Count;
+use crate::kernel::object::{self, ObjectError};
 use crate::kernel::pins::{self, Instance, PinError};
 use crate::kernel::program::Program;
 use crate::kernel::snapshot;
 use crate::kernel::table::{Table, TableError};
-use crate::kernel::value::copy_text;
-use crate::kernel::xdp::PRIVILEGES;
+use crate::kernel::value::{address_of_words, address_words, copy_text};
 
 /// The layout of pinned maps that this build makes and understands.
 pub const LAYOUT: u32 = types::lb_limits::LB_LAYOUT.0;
@@ -216,14 +215,8 @@ impl Default for Settings {
 /// Why programs and maps could not be had.
 #[derive(Debug, Error)]
 pub enum DatapathError {
-    #[error(
-        "this kernel shows no BTF at {path}, which CO-RE programs need; boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian's and Ubuntu's are"
-    )]
-    NoBtf { path: &'static str },
-    #[error("cannot load the programs: {source}{hint}")]
-    Load { source: libbpf_rs::Error, hint: String },
-    #[error("cannot keep a handle on {what}: {source}")]
-    Handle { what: String, source: libbpf_rs::Error },
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     #[error(transparent)]
     Table(#[from] TableError),
     #[error(
@@ -238,10 +231,6 @@ pub enum DatapathError {
         "instance {name} has --affinity {found}, whose sessions are of no use to --affinity {wanted}; leave it as it was, or detach first"
     )]
     Affinity { name: String, found: Affinity, wanted: Affinity },
-    #[error(
-        "instance {name} has a map {map} of {found} entries, and this build of lb needs {wanted}; detach first: sessions start afresh"
-    )]
-    Size { name: String, map: String, found: u32, wanted: u32 },
     #[error(transparent)]
     Pin(#[from] PinError),
 }
@@ -270,8 +259,6 @@ pub const MAPS: [&str; 21] = [
     "unplaced",
     "verdicts",
 ];
-
-const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The maps that user space reads or writes, the same for a loaded and for a pinned instance.
 #[derive(Debug)]
@@ -352,16 +339,14 @@ impl Maps {
         instance: &Instance,
         pinned: impl Fn(&Path) -> libbpf_rs::Result<MapHandle>,
     ) -> Result<Self, DatapathError> {
-        let corrupt =
-            |source| PinError::Corrupt { path: instance.path.clone(), name: instance.name.clone(), source };
-        let open = |path: PathBuf| pinned(&path).map_err(|error| corrupt(error.into()));
+        let open = |path: PathBuf| pinned(&path).map_err(|error| instance.corrupt(error));
         let config = instance.pin(pins::CONFIG);
         check_layout(instance, &open(config.clone())?)?;
         Self::gather(|name| {
             Ok(open(if name == pins::CONFIG { config.clone() } else { instance.map_pin(name) })?)
         })
         .map_err(|error| match error {
-            DatapathError::Table(error) => corrupt(error.into()).into(),
+            DatapathError::Table(error) => instance.corrupt(error).into(),
             other => other,
         })
     }
@@ -369,10 +354,7 @@ impl Maps {
     /// Whether these are the maps that `instance` has now: it may have been detached since they were opened, and
     /// another one attached by its name. An upgrade in place keeps them.
     pub fn are_of(&self, instance: &Instance) -> bool {
-        let id = |map: &MapHandle| map.info().map(|info| info.info.id);
-        let pinned = MapHandle::from_pinned_path(instance.map_pin("sessions")).and_then(|map| id(&map));
-        instance.is_whole()
-            && pinned.is_ok_and(|pinned| id(self.sessions.handle()).is_ok_and(|own| own == pinned))
+        instance.is_whole() && object::is_pinned_at(self.sessions.handle(), &instance.map_pin("sessions"))
     }
 
     /// The programs' read-only data.
@@ -398,7 +380,7 @@ impl Maps {
 fn check_layout(instance: &Instance, config: &MapHandle) -> Result<(), DatapathError> {
     let bytes = config
         .lookup(&0u32.to_ne_bytes(), libbpf_rs::MapFlags::ANY)
-        .map_err(|source| DatapathError::Handle { what: "the configuration".into(), source })?
+        .map_err(|source| ObjectError::Handle { what: "the configuration".into(), source })?
         .unwrap_or_default();
     let found = bytes.first_chunk().map_or(0, |first| u32::from_ne_bytes(*first));
     if found == LAYOUT { Ok(()) } else { Err(DatapathError::Layout { name: instance.name.clone(), found }) }
@@ -415,7 +397,7 @@ pub struct Datapath {
     pub import: Program,
     pub maps: Maps,
     /// Every map by the name to pin it by.
-    handles: Vec<(&'static str, MapHandle)>,
+    handles: object::Maps,
 }
 
 impl Datapath {
@@ -482,9 +464,7 @@ impl Datapath {
         old: Option<&Instance>,
         configure: impl FnOnce(&mut types::rodata),
     ) -> Result<Self, DatapathError> {
-        if !Path::new(BTF).exists() {
-            return Err(DatapathError::NoBtf { path: BTF });
-        }
+        object::check_btf()?;
         let mut storage = MaybeUninit::uninit();
         let mut open = LbSkelBuilder::default().open(&mut storage).map_err(load_error)?;
 
@@ -495,33 +475,18 @@ impl Datapath {
         if let Some(instance) = old {
             for mut map in open.open_object_mut().maps_mut() {
                 if let Some(name) = pin_name(map.name()).filter(|name| *name != pins::CONFIG) {
-                    reuse(instance, name, &mut map)?;
+                    object::reuse(instance, name, &mut map)?;
                 }
             }
         }
 
         let skeleton = open.load().map_err(load_error)?;
-        let mut handles = Vec::new();
-        for map in skeleton.object().maps() {
-            let Some(name) = pin_name(map.name()) else { continue };
-            let handle = MapHandle::try_from(&map)
-                .map_err(|source| DatapathError::Handle { what: format!("map {name}"), source })?;
-            handles.push((name, handle));
-        }
-        let program = |fd| {
-            Program::from_fd(fd)
-                .map_err(|error| DatapathError::Handle { what: "a program".into(), source: error.into() })
-        };
+        let handles = object::Maps::of(skeleton.object(), pin_name)?;
         Ok(Self {
-            client: program(skeleton.progs.lb_client.as_fd())?,
-            backend: program(skeleton.progs.lb_backend.as_fd())?,
-            import: program(skeleton.progs.lb_import.as_fd())?,
-            maps: Maps::gather(|name| {
-                let (_, handle) =
-                    handles.iter().find(|(other, _)| *other == name).expect("each map is listed");
-                MapHandle::try_from(handle)
-                    .map_err(|source| DatapathError::Handle { what: format!("map {name}"), source })
-            })?,
+            client: object::program(&skeleton.progs.lb_client)?,
+            backend: object::program(&skeleton.progs.lb_backend)?,
+            import: object::program(&skeleton.progs.lb_import)?,
+            maps: Maps::gather(|name| Ok(handles.handle(name)?))?,
             handles,
         })
     }
@@ -532,12 +497,7 @@ impl Datapath {
     ///
     /// What the kernel says.
     pub fn pin_maps(&mut self, instance: &Instance) -> Result<(), DatapathError> {
-        for (name, handle) in self.handles.iter_mut().filter(|(name, _)| *name != pins::CONFIG) {
-            handle
-                .pin(instance.map_pin(name))
-                .map_err(|source| DatapathError::Handle { what: format!("pin {name}"), source })?;
-        }
-        Ok(())
+        Ok(self.handles.pin(instance)?)
     }
 
     /// Pins the configuration; in the place of an older one, if there is one, without a moment between.
@@ -546,17 +506,7 @@ impl Datapath {
     ///
     /// What the kernel says.
     pub fn pin_config(&mut self, instance: &Instance) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::Handle { what: "pin config".into(), source };
-        let next = instance.pin(pins::CONFIG_NEXT);
-        // An upgrade that was cut short may have left its own.
-        match std::fs::remove_file(&next) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error.into())),
-            _ => {}
-        }
-        let config = self.handles.iter_mut().find(|(name, _)| *name == pins::CONFIG);
-        let (_, config) = config.expect("the object has read-only data");
-        config.pin(&next).map_err(failed)?;
-        std::fs::rename(&next, instance.pin(pins::CONFIG)).map_err(|error| failed(error.into()))
+        Ok(object::pin_config(&mut self.handles.handle(pins::CONFIG)?, instance)?)
     }
 }
 
@@ -620,17 +570,7 @@ fn random() -> u64 {
 }
 
 fn load_error(source: libbpf_rs::Error) -> DatapathError {
-    let words = "`lb -v` shows the verifier's words";
-    // The kernel has two errors here, EPERM for privileges and EACCES from the verifier; libbpf-rs tells them as one.
-    let hint = match source.kind() {
-        libbpf_rs::ErrorKind::PermissionDenied => format!("{PRIVILEGES}; if that is so already, {words}"),
-        // E2BIG, for which libbpf-rs has no kind: the verifier has looked at a million instructions and given up.
-        _ if source.to_string().contains(&format!("os error {}", libc::E2BIG)) => format!(
-            ": this kernel's verifier gives up on them; Linux 6.12 takes them all, 6.1 takes --affinity address; {words}"
-        ),
-        _ => format!("; {words}"),
-    };
-    DatapathError::Load { source, hint }
+    object::load_error(source, "Linux 6.12 takes them all, 6.1 takes --affinity address").into()
 }
 
 /// The name to pin a map of the object by; `None` for the programs' variables, which are not kept.
@@ -640,53 +580,21 @@ fn pin_name(map: &OsStr) -> Option<&'static str> {
     if rodata { Some(pins::CONFIG) } else { MAPS.into_iter().find(|name| map == *name) }
 }
 
-/// Puts the pinned map in the place of a new one. libbpf would take any number of entries for granted.
-fn reuse(instance: &Instance, name: &str, map: &mut OpenMapMut<'_>) -> Result<(), DatapathError> {
-    let handle_error = |source| DatapathError::Handle { what: format!("map {name}"), source };
-    let pinned = MapHandle::from_pinned_path(instance.map_pin(name)).map_err(handle_error)?;
-    if pinned.max_entries() != map.max_entries() {
-        return Err(DatapathError::Size {
-            name: instance.name.clone(),
-            map: name.into(),
-            found: pinned.max_entries(),
-            wanted: map.max_entries(),
-        });
-    }
-    map.reuse_fd(pinned.as_fd()).map_err(handle_error)
-}
-
 impl From<IpAddr> for types::address {
     fn from(address: IpAddr) -> Self {
-        let octets = match address {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-            IpAddr::V6(v6) => v6.octets(),
-        };
-        let (first, second) = octets.split_at(8);
-        let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("half of 16 bytes is 8"));
-        Self { words: [word(first), word(second)] }
+        Self { words: address_words(address) }
     }
 }
 
 impl From<types::address> for IpAddr {
     fn from(address: types::address) -> Self {
-        let mut octets = [0; 16];
-        octets[..8].copy_from_slice(&address.words[0].to_ne_bytes());
-        octets[8..].copy_from_slice(&address.words[1].to_ne_bytes());
-        Self::from(octets).to_canonical()
+        address_of_words(address.words)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_keep_their_value_on_the_way_to_the_kernel_and_back() {
-        for text in ["192.0.2.1", "2001:db8::1", "::", "255.255.255.255"] {
-            let address: IpAddr = text.parse().unwrap();
-            assert_eq!(IpAddr::from(types::address::from(address)), address);
-        }
-    }
 
     #[test]
     fn every_map_of_the_object_is_pinned_and_removed() {

@@ -34,6 +34,7 @@ use super::datapath::{BACKENDS_MAX, Datapath, DatapathError, LABEL_BITS_MAX, Map
 use super::interfaces::{self, SEVERAL};
 use super::skeleton::types::{self, lb_reason, lb_verdict};
 use super::stats::VERDICTS;
+use crate::kernel::object::ObjectError;
 use crate::kernel::pins::{Instance, PinError, Root};
 use crate::kernel::program::{Program, RunOptions};
 use crate::kernel::snapshot;
@@ -648,7 +649,9 @@ fn check_memory(buckets: u32) -> Result<(), ExplainError> {
 /// Says what is meant where the kernel has no memory for a copy after all, as where a control group limits it.
 fn no_memory(error: DatapathError, config: &types::rodata) -> ExplainError {
     match &error {
-        DatapathError::Load { source, .. } if source.kind() == libbpf_rs::ErrorKind::OutOfMemory => {
+        DatapathError::Object(ObjectError::Load { source, .. })
+            if source.kind() == libbpf_rs::ErrorKind::OutOfMemory =>
+        {
             let needed = copy_bytes(config.session_config.buckets) / MIB;
             ExplainError::Memory { needed, free: free_memory().unwrap_or_default() / MIB }
         }

@@ -1,13 +1,13 @@
 //! Where packets ended, counted by the datapath.
 
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::backend::{self, Load};
 use super::datapath::{DatapathError, Maps};
 use super::skeleton::types::{lb_label_count, lb_unplaced, lb_verdict};
 use crate::kernel::counters::{self, Count};
 use crate::kernel::table::TableError;
+use crate::stats::{self as view, Action, Verdict};
 
 /// Each verdict's stable name and what it means, in the order in which they are shown.
 pub const VERDICTS: [(lb_verdict, &str, &str); 10] = [
@@ -85,30 +85,44 @@ impl Stats {
 
     /// The document of `lb stats --json`. `since` is an earlier reading and the seconds from it: then there are rates.
     pub fn to_json(&self, name: &str, since: Option<(&Self, f64)>) -> Value {
-        let counts = |names: &[&str], now: &[Count], old: Option<&[Count]>| -> Value {
-            let named = (0..names.len()).map(|i| {
-                let rate = since.zip(old).map(|((_, seconds), old)| rate(now[i] - old[i], seconds));
-                (names[i].to_owned(), counted(now[i], rate))
-            });
-            Value::Object(named.collect::<Map<String, Value>>())
-        };
-        let old = since.map(|(old, _)| old);
+        let verdicts = verdicts();
+        let before = since.map(|(old, seconds)| (&old.verdicts[..], seconds));
+        let unplaced = UNPLACED.map(|(_, name, meaning)| (name, meaning));
         let mut document = json!({
             "name": name,
-            "verdicts": counts(
-                &VERDICTS.map(|(_, name, _)| name), &self.verdicts, old.map(|old| &old.verdicts[..]),
-            ),
-            "unplaced_starts": counts(
-                &UNPLACED.map(|(_, name, _)| name), &self.unplaced, old.map(|old| &old.unplaced[..]),
-            ),
+            "verdicts": view::json(view::by_verdict(&verdicts, &self.verdicts, before)),
+            "actions": view::json(view::by_action(&verdicts, &self.verdicts, before)),
+            "unplaced_starts": view::json(view::named(
+                unplaced, &self.unplaced, since.map(|(old, seconds)| (&old.unplaced, seconds)),
+            )),
             "backends": self.backends,
         });
         if let Some(labels) = &self.labels {
-            let old = old.and_then(|old| old.labels.as_ref()).map(|labels| &labels[..]);
-            document["labels"] = counts(&LABELS.map(|(_, name, _)| name), labels, old);
+            let names = LABELS.map(|(_, name, meaning)| (name, meaning));
+            let before = since.and_then(|(old, seconds)| Some((old.labels.as_ref()?, seconds)));
+            document["labels"] = view::json(view::named(names, labels, before));
+        }
+        if let Some((_, seconds)) = since {
+            document["period_s"] = json!(seconds);
         }
         document
     }
+}
+
+/// The verdicts with the XDP actions that they end in, in the order of [`VERDICTS`].
+pub fn verdicts() -> [Verdict; VERDICTS.len()] {
+    VERDICTS.map(|(verdict, name, meaning)| {
+        let action = match verdict {
+            lb_verdict::LB_SESSION
+            | lb_verdict::LB_NEW
+            | lb_verdict::LB_STATELESS
+            | lb_verdict::LB_NEIGHBOUR
+            | lb_verdict::LB_RETURNED => Action::Redirect,
+            lb_verdict::LB_OTHER_PASSED => Action::Pass,
+            _ => Action::Drop,
+        };
+        Verdict::new(name, action, meaning)
+    })
 }
 
 /// The counts of all verdicts, in the order of [`VERDICTS`].
@@ -122,29 +136,6 @@ pub fn read_verdicts(maps: &Maps) -> Result<[Count; VERDICTS.len()], TableError>
         *count = counters::read(&maps.verdicts, verdict.0)?;
     }
     Ok(counts)
-}
-
-/// Packets and bytes a second.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Rate {
-    pub packets_per_s: f64,
-    pub bytes_per_s: f64,
-}
-
-/// What `count` comes to a second, over `seconds`.
-pub fn rate(count: Count, seconds: f64) -> Rate {
-    let per_second =
-        |number: u64| if seconds > 0.0 { (number as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 };
-    Rate { packets_per_s: per_second(count.packets), bytes_per_s: per_second(count.bytes) }
-}
-
-fn counted(count: Count, rate: Option<Rate>) -> Value {
-    let mut value = json!(count);
-    if let (Some(rate), Some(object)) = (rate, value.as_object_mut()) {
-        object.insert("packets_per_s".into(), json!(rate.packets_per_s));
-        object.insert("bytes_per_s".into(), json!(rate.bytes_per_s));
-    }
-    value
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Failure, Global, Name, Usage};
+use crate::cli::on_signal;
 use crate::iflist::InterfaceList;
 use crate::kernel::counters::Count;
 use crate::kernel::pins::Instance;
@@ -19,8 +20,9 @@ use crate::lb::attach::{self, AttachError, Replace, Request};
 use crate::lb::config::{self, Config, MAX_SESSIONS, SPI_SHARD, START_RATE};
 use crate::lb::datapath::{Affinity, Maps, OnDown, Other, Policy, ReturnPath, Settings, VIPS_MAX};
 use crate::lb::skeleton::types::lb_verdict;
-use crate::lb::stats::{self, Rate, VERDICTS};
+use crate::lb::stats::{self, VERDICTS};
 use crate::output;
+use crate::stats::{Rate, rate};
 
 #[derive(Debug, Args)]
 pub struct Attach {
@@ -192,16 +194,6 @@ fn usage(error: AttachError) -> Failure {
     }
 }
 
-/// Hears of SIGINT, SIGTERM and SIGHUP from now on, instead of being ended by them.
-pub(super) fn on_signal() -> Result<mpsc::Receiver<()>, Failure> {
-    let (stop, stopped) = mpsc::channel();
-    ctrlc::set_handler(move || {
-        // A second signal finds nobody to tell, and the first one is being obeyed.
-        let _ = stop.send(());
-    })?;
-    Ok(stopped)
-}
-
 /// Prints a line of totals each second until a signal comes, then detaches; so also when the lines find no reader
 /// any more. Ends too when somebody else has detached.
 fn foreground(global: &Global, instance: &Instance, stopped: &mpsc::Receiver<()>) -> Result<(), Failure> {
@@ -269,7 +261,7 @@ fn totals(global: &Global, before: &[Count], after: &[Count], seconds: f64, esta
     };
     let part = |wanted: &dyn Fn(lb_verdict) -> bool| {
         let total = sum(after, wanted);
-        (total, stats::rate(total - sum(before, wanted), seconds))
+        (total, rate(total - sum(before, wanted), seconds))
     };
     let (forwarded, returned, dropped) = (part(&forwarded), part(&returned), part(&dropped));
     if global.json {

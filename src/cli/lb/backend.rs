@@ -6,8 +6,8 @@ use clap::{Args, Subcommand};
 use macaddr::MacAddr6;
 use serde_json::json;
 
-use super::attach::on_signal;
 use super::{Failure, Global, Name, instance};
+use crate::cli::on_signal;
 use crate::iflist;
 use crate::lb::backend::{self, Backend, Load, Wanted};
 use crate::lb::change::{self, ChangeError, Live, Spec};

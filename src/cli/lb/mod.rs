@@ -8,13 +8,14 @@ mod stats;
 
 use clap::{Args, Subcommand};
 
+use super::companion::report_detached;
 use super::{Failure, Global, Usage};
+use crate::instance::cut_short;
+use crate::kernel::detach::{self, DetachError};
 use crate::kernel::pins::{self, Instance, PinError};
-use crate::lb::attach::{self as library, DetachError};
-use crate::lb::config::duration;
+use crate::lb::attach as library;
 use crate::lb::datapath::Maps;
-use crate::lb::{DEFAULT_NAME, GROUP, status};
-use crate::output;
+use crate::lb::{DEFAULT_NAME, GROUP};
 use attach::Attach;
 use backend::BackendCommand;
 use explain::Explain;
@@ -29,8 +30,6 @@ pub enum Command {
     Attach(Box<Attach>),
     /// Take the balancer off its interfaces, with all its state
     Detach(Detach),
-    /// Show what is attached
-    Status,
     /// Show where packets ended: counters of the verdicts, and of each backend
     Stats(StatsArgs),
     /// Show and end sessions: which client is at which backend
@@ -68,7 +67,7 @@ pub struct Name {
 pub struct Detach {
     #[command(flatten)]
     name: Name,
-    /// Every instance under the pin root
+    /// Every instance of every group under the pin root
     #[arg(long, conflicts_with = "name")]
     all: bool,
 }
@@ -82,7 +81,6 @@ impl Command {
         match self {
             Self::Attach(attach) => attach.run(global),
             Self::Detach(detach) => detach.run(global),
-            Self::Status => show_status(global),
             Self::Stats(stats) => stats.run(global),
             Self::Session { name, command } => command.run(&name, global),
             Self::Backend { name, command } => command.run(&name, global),
@@ -104,11 +102,7 @@ fn instance(global: &Global, name: &Name) -> Result<Instance, Failure> {
         return Ok(instance);
     }
     if instance.exists() {
-        return Err(format!(
-            "an attach or detach of {0} was cut short; `lb detach --name {0}` clears it away",
-            instance.name
-        )
-        .into());
+        return Err(cut_short(&instance).into());
     }
     // Without the right to look, nothing seems to be there.
     if let Err(error) = std::fs::metadata(&instance.path)
@@ -116,69 +110,23 @@ fn instance(global: &Global, name: &Name) -> Result<Instance, Failure> {
     {
         return Err(PinError::Io { action: "open", path: instance.path, source: error }.into());
     }
-    Err(DetachError::Unknown { name: instance.name, known: library::known_names(&root)? }.into())
+    Err(DetachError::Unknown { name: instance.name, known: detach::known_names(&root, GROUP)? }.into())
 }
 
 impl Detach {
     fn run(self, global: &Global) -> Result<(), Failure> {
-        let names = if self.all {
-            library::detach_all(&global.root())?
+        let gone = if self.all {
+            detach::detach_all(&global.root())?
         } else {
-            library::detach(&global.root(), &self.name.name)?;
-            vec![self.name.name]
+            let root = global.root();
+            let instance = root.instance(GROUP, &self.name.name)?;
+            library::detach(&root, &instance.name)?;
+            vec![instance]
         };
-        if global.json {
-            output::json(&names);
-        } else if names.is_empty() {
+        if gone.is_empty() {
             global.done("nothing is attached");
         }
-        for name in names {
-            global.done(&format!("detached {name}"));
-        }
+        report_detached(global, &gone);
         Ok(())
     }
-}
-
-fn show_status(global: &Global) -> Result<(), Failure> {
-    let all = status::all(&global.root())?;
-    if global.json {
-        output::json(&all);
-        return Ok(());
-    }
-    if all.is_empty() {
-        global.done("nothing is attached");
-        return Ok(());
-    }
-    let rows = all.iter().flat_map(|status| {
-        let title = [status.name.clone(), status.group.clone()];
-        let state = serde_json::to_value(status.state).unwrap_or_default();
-        let state = state.as_str().unwrap_or_default().to_owned();
-        if status.interfaces.is_empty() {
-            return vec![[title.to_vec(), vec![state], vec!["-".into(); 4]].concat()];
-        }
-        status
-            .interfaces
-            .iter()
-            .map(|attachment| {
-                [
-                    title.to_vec(),
-                    vec![
-                        state.clone(),
-                        attachment.dev.clone(),
-                        attachment.role.into(),
-                        attachment.mode.map_or("-".into(), |mode| mode.to_string()),
-                        attachment.program_id.map_or("gone".into(), |id| id.to_string()),
-                    ],
-                ]
-                .concat()
-            })
-            .collect()
-    });
-    output::line(output::table(&["NAME", "GROUP", "STATE", "DEV", "ROLE", "MODE", "PROGRAM"], &[6], rows));
-    for status in &all {
-        if let Some(problem) = &status.problem {
-            global.warn(&format!("{}: {problem}", status.name));
-        }
-    }
-    Ok(())
 }
