@@ -23,9 +23,11 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
-/* RFC 8200, section 4.2: the options that mean nothing. */
-#define IPV6_PAD1 0
+/* RFC 8200, section 4.2: the option that stands for two and more bytes of nothing. */
 #define IPV6_PADN 1
+
+/* RFC 791, section 3.1: the flag that must be zero. */
+#define IPV4_RESERVED 0x8000
 
 /* Configuration. The defaults walk all paths, so that a static check of the object does too. */
 const volatile struct echo_config echo_config = {
@@ -119,6 +121,14 @@ static __always_inline bool is_host(const struct address *address, bool v6)
 	return v6 ? is_host_v6(address) : is_host_v4(address);
 }
 
+/* Whether a MAC can be one host's: no group, and not zero (IEEE 802.3, section 3.2.3). */
+static __always_inline bool is_host_mac(const __u8 *mac)
+{
+	const __u16 *words = (const void *)mac;
+
+	return !(mac[0] & 1) && (words[0] | words[1] | words[2]);
+}
+
 /* The sums below: as much as no sum of a message can be. */
 #define SUM_UNKNOWN (~0ULL)
 
@@ -191,48 +201,47 @@ static __always_inline __u16 sum_fold(__u64 sum)
 	return checksum_fold(sum);
 }
 
+/* An options header of eight bytes (RFC 8200, sections 4.2 and 4.3). */
+struct padding_header {
+	__u8 next;
+	__u8 length; /* units of eight bytes behind the first */
+	__u8 options[6];
+};
+
 /*
- * What the IPv6 extension headers of a request mean for its answer. They stay where they are in the reply, so only those
- * that say nothing are taken: hop-by-hop and destination options (RFC 8200, sections 4.3 and 4.6) of nothing but padding. What
- * they say otherwise is to be obeyed, and a routing header must not be sent back (section 8.4).
+ * What the IPv6 extension headers of a request mean for its answer. They stay where they are in the reply, so only those that say
+ * nothing are taken: hop-by-hop options, which must come first, and destination options, each of one PadN or six Pad1. More
+ * padding, or padding that is not zero, Linux does not take either (net/ipv6/exthdrs.c, ip6_parse_tlv). What headers say otherwise
+ * is to be obeyed, and a routing header must not be sent back (RFC 8200, section 8.4).
  */
 __noinline int judge_extensions(struct xdp_md *ctx, __u32 at, __u32 protocol)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 left = 0; /* bytes of the header that `at` is in */
 
-	for (int i = 0; i < ECHO_OPTIONS_MAX; i++) {
-		__u8 *here;
+	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+		struct padding_header *header;
+		const __be16 *words;
 
-		/* One state for all ways to get here. */
+		if (protocol == IPPROTO_ICMPV6)
+			return ECHO_REPLY;
+		if (protocol == IPPROTO_FRAGMENT)
+			return ECHO_FRAGMENT;
+		if (protocol != IPPROTO_DSTOPTS && (protocol != IPPROTO_HOPOPTS || i > 0))
+			return ECHO_OPTIONS;
+		/* Else the compiler derives the bound from that of another variable, and the verifier does not. */
 		at += unknown_zero();
-		left += unknown_zero();
-		protocol += unknown_zero();
 		if (at > IPV6_WALK_END)
 			return ECHO_OPTIONS;
-		here = data + at;
-		if ((void *)(here + 2) > end)
+		header = data + at;
+		if ((void *)(header + 1) > end)
 			return ECHO_OPTIONS;
-		if (!left) {
-			if (protocol == IPPROTO_ICMPV6)
-				return ECHO_REPLY;
-			if (protocol == IPPROTO_FRAGMENT)
-				return ECHO_FRAGMENT;
-			if (protocol != IPPROTO_HOPOPTS && protocol != IPPROTO_DSTOPTS)
-				return ECHO_OPTIONS;
-			protocol = here[0];
-			left = (here[1] + 1) * 8 - 2;
-			at += 2;
-		} else {
-			__u32 bytes = here[0] == IPV6_PAD1 ? 1 : 2 + here[1];
-
-			if (here[0] > IPV6_PADN || bytes > left)
-				return ECHO_OPTIONS;
-			left -= bytes;
-			at += bytes;
-		}
+		words = (const void *)header->options;
+		if (header->length || (words[0] && words[0] != bpf_htons(IPV6_PADN << 8 | 4)) || words[1] || words[2])
+			return ECHO_OPTIONS;
+		protocol = header->next;
+		at += sizeof(*header);
 	}
-	return ECHO_OPTIONS;
+	return protocol == IPPROTO_ICMPV6 ? ECHO_REPLY : ECHO_OPTIONS;
 }
 
 /* Whether the checksum of an IPv4 header without options is right (RFC 1071). */
@@ -348,16 +357,20 @@ static __always_inline enum echo_verdict answer(struct xdp_md *ctx, struct packe
 	}
 	if (!v6 && at != packet->l3_at + sizeof(struct iphdr))
 		return ECHO_OPTIONS;
+	if (!v6 && ((struct iphdr *)packet->l3)->frag_off & bpf_htons(IPV4_RESERVED))
+		return ECHO_MALFORMED;
 
+	/* A TTL of zero is that of a view which nobody has written yet. */
 	view = view_get();
-	if (!view || !mac_equal(packet->eth->h_dest, view->mac))
+	if (!view || !view->ttl || !mac_equal(packet->eth->h_dest, view->mac))
 		return ECHO_OTHER_MAC;
 	to = kind_of(view, &packet->destination);
 	if ((to != ECHO_OURS && !(echo_config.any && to == ECHO_NO_ADDRESS)) || !is_host(&packet->destination, v6))
 		return ECHO_OTHER_ADDRESS;
-	/* Nobody sends to itself on a wire. */
+	/* Nobody sends to itself on a wire, and a reply goes to one host. */
 	from = kind_of(view, &packet->source);
-	if (from != ECHO_NO_ADDRESS || address_equal(&packet->source, &packet->destination) ||
+	if (!is_host_mac(packet->eth->h_source) || mac_equal(packet->eth->h_source, view->mac) ||
+	    from != ECHO_NO_ADDRESS || address_equal(&packet->source, &packet->destination) ||
 	    !is_host(&packet->source, v6))
 		return ECHO_BAD_SOURCE;
 

@@ -19,8 +19,6 @@ enum echo_limits {
 	ECHO_WAYS = 4,
 	/* The longest ICMP message, in bytes from its type on, whose checksum is checked: more than an MTU of 1500 holds. */
 	ECHO_CHECKED_MAX = 1500,
-	/* The most options, those of padding alone, that a request may have in its IPv6 extension headers. */
-	ECHO_OPTIONS_MAX = 64,
 	/* Sources whose rate is known at a time. */
 	ECHO_SOURCES = 65536,
 };

@@ -197,7 +197,9 @@ impl Datapath {
         let config =
             &mut open.maps.rodata_data.as_deref_mut().expect("the object has read-only data").echo_config;
         config.any = settings.any.into();
-        config.source_interval = settings.source_interval.as_nanos().try_into().unwrap_or(u64::MAX);
+        // Of times that are added to this one, none may go beyond 64 bits.
+        config.source_interval =
+            settings.source_interval.as_nanos().try_into().unwrap_or(u64::MAX).min(u64::MAX / 4);
         if let Some(instance) = old {
             for mut map in open.open_object_mut().maps_mut() {
                 if let Some(name) = pin_name(map.name()) {
@@ -242,7 +244,8 @@ mod tests {
     #[test]
     fn as_many_addresses_as_there_can_be_have_a_place() {
         let v4 = |number: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + number));
-        let v6 = |number: u128, step: u128| IpAddr::from((0xfd00_u128 << 112 | number * step).to_be_bytes());
+        let v6 =
+            |number: u128, step: u128| IpAddr::from(((0xfd00_u128 << 112) | (number * step)).to_be_bytes());
         for addresses in [
             (0..256).map(v4).collect::<Vec<_>>(),
             (0..256).map(|number| v4(number * 256)).collect(),
