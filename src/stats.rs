@@ -117,10 +117,9 @@ pub fn table<'a>(title: &str, lines: impl IntoIterator<Item = Line<'a>>) -> Stri
 pub fn json<'a>(lines: impl IntoIterator<Item = Line<'a>>) -> Value {
     let named = lines.into_iter().map(|line| {
         let mut value = json!(line.count);
-        if let (Some((rate, seconds)), Some(object)) = (line.rate(), value.as_object_mut()) {
+        if let (Some((rate, _)), Some(object)) = (line.rate(), value.as_object_mut()) {
             object.insert("packets_per_s".into(), json!(rate.packets_per_s));
             object.insert("bytes_per_s".into(), json!(rate.bytes_per_s));
-            object.insert("period_s".into(), json!(seconds));
         }
         (line.name.to_ascii_lowercase(), value)
     });
