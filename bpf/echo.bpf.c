@@ -129,6 +129,12 @@ static __always_inline bool is_host_mac(const __u8 *mac)
 	return !(mac[0] & 1) && (words[0] | words[1] | words[2]);
 }
 
+/*
+ * What an offset in a packet has to be masked with before it is added to a pointer: all that there are are less, but the verifier
+ * forgets what comparisons have told.
+ */
+#define OFFSET_MASK 0x7fff
+
 /* The sums below: as much as no sum of a message can be. */
 #define SUM_UNKNOWN (~0ULL)
 
@@ -138,7 +144,8 @@ static __always_inline bool is_host_mac(const __u8 *mac)
  */
 static __always_inline __u64 sum_first_buffer(struct xdp_md *ctx, __u32 at, __u32 bytes)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *next = data + at;
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	void *next = data + ((at + unknown_zero()) & OFFSET_MASK);
 	/* Nothing is known of these when the loop ends, or the verifier would walk all that follows for each length. */
 	__u64 sum = unknown_zero();
 	__u32 words = (bytes + unknown_zero()) / 8;
@@ -154,7 +161,7 @@ static __always_inline __u64 sum_first_buffer(struct xdp_md *ctx, __u32 at, __u3
 		sum += (__u32)two;
 		sum += two >> 32;
 	}
-	next = data + ((at + (bytes & 0x7f8) + unknown_zero()) & 0x7fff);
+	next = data + ((at + (bytes & 0x7f8) + unknown_zero()) & OFFSET_MASK);
 	if (bytes & 4) {
 		if (next + 4 > end)
 			return SUM_UNKNOWN;
@@ -182,9 +189,12 @@ __noinline __u64 sum_all_buffers(struct xdp_md *ctx, __u32 at, __u32 bytes)
 
 	for (int i = 0; i <= ECHO_CHECKED_MAX / 64 && bytes; i++) {
 		__u32 piece[16] = {};
-		__u32 length = bytes < sizeof(piece) ? bytes : sizeof(piece);
+		__u32 last = bytes - 1, length;
 
-		if (!length || bpf_xdp_load_bytes(ctx, at, piece, length))
+		/* From 1 to 64, which the verifier of Linux 6.1 learns from arithmetic alone. */
+		barrier_var(last);
+		length = bytes < sizeof(piece) ? (last & (sizeof(piece) - 1)) + 1 : sizeof(piece);
+		if (bpf_xdp_load_bytes(ctx, at, piece, length))
 			return SUM_UNKNOWN;
 		for (int j = 0; j < 16; j++)
 			sum += piece[j];
@@ -228,11 +238,7 @@ __noinline int judge_extensions(struct xdp_md *ctx, __u32 at, __u32 protocol)
 			return ECHO_FRAGMENT;
 		if (protocol != IPPROTO_DSTOPTS && (protocol != IPPROTO_HOPOPTS || i > 0))
 			return ECHO_OPTIONS;
-		/* Else the compiler derives the bound from that of another variable, and the verifier does not. */
-		at += unknown_zero();
-		if (at > IPV6_WALK_END)
-			return ECHO_OPTIONS;
-		header = data + at;
+		header = data + ((at + unknown_zero()) & OFFSET_MASK);
 		if ((void *)(header + 1) > end)
 			return ECHO_OPTIONS;
 		words = (const void *)header->options;

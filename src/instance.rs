@@ -124,13 +124,19 @@ pub struct Port {
 }
 
 impl Port {
+    /// Whether its program is on it.
+    pub fn is_attached(&self, instance: &Instance) -> bool {
+        let link = Link::open(&instance.link_pin(&self.role, self.ifindex)).and_then(|link| link.info());
+        link.is_ok_and(|info| info.ifindex == self.ifindex)
+    }
+
     fn attachment(&self, instance: &Instance, problems: &mut Vec<String>) -> Attachment {
         let dev = &self.dev;
         let link = Link::open(&instance.link_pin(&self.role, self.ifindex)).and_then(|link| link.info());
         let program_id = match link {
             Ok(info) if info.ifindex == self.ifindex => Some(info.program_id),
             Ok(_) => {
-                problems.push(format!("{dev} is gone"));
+                problems.push(format!("{dev} is gone, or somebody has taken its program off"));
                 None
             }
             Err(_) => {
@@ -219,7 +225,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     pub instance: Instance,
-    pub dev: String,
+    pub interface: Interface,
     /// Whether an instance was upgraded in place.
     pub replaced: bool,
     /// What the user should know and mend, a line each.
@@ -276,10 +282,18 @@ pub struct Loaded<S> {
     pub warnings: Vec<String>,
 }
 
+/// What an upgrade in place keeps.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub instance: Instance,
+    /// Its interfaces but for its own, as far as their programs are still there.
+    pub ports: Vec<Port>,
+}
+
 /// Attaches a program to an interface as `request` says.
 ///
 /// `load` loads it for this interface, of the network namespace that it is called in, anew or on the maps of an instance. `more`
-/// attaches what else there is to attach, with what each is to be called; it is told which interfaces an upgrade keeps.
+/// attaches what else there is to attach.
 ///
 /// # Errors
 ///
@@ -287,8 +301,8 @@ pub struct Loaded<S> {
 pub fn attach<S: Serialize>(
     root: &Root,
     request: &Request,
-    load: impl FnOnce(&Interface, Option<&Instance>) -> Result<Loaded<S>, AttachError> + Send,
-    more: impl FnOnce(&Interface, &[Port]) -> Result<Vec<(Port, Link)>, AttachError> + Send,
+    load: impl FnOnce(&Interface, Option<&Kept>) -> Result<Loaded<S>, AttachError> + Send,
+    more: impl FnOnce(&Interface, Option<&Kept>) -> Result<Vec<(Port, Link)>, AttachError> + Send,
 ) -> Result<Attached, AttachError> {
     netns::within(request.netns.as_deref(), || attach_here(root, request, load, more))?
 }
@@ -296,8 +310,8 @@ pub fn attach<S: Serialize>(
 fn attach_here<S: Serialize>(
     root: &Root,
     request: &Request,
-    load: impl FnOnce(&Interface, Option<&Instance>) -> Result<Loaded<S>, AttachError>,
-    more: impl FnOnce(&Interface, &[Port]) -> Result<Vec<(Port, Link)>, AttachError>,
+    load: impl FnOnce(&Interface, Option<&Kept>) -> Result<Loaded<S>, AttachError>,
+    more: impl FnOnce(&Interface, Option<&Kept>) -> Result<Vec<(Port, Link)>, AttachError>,
 ) -> Result<Attached, AttachError> {
     let interface = Interface::find(&request.dev)?;
     interface.mac()?;
@@ -322,16 +336,17 @@ fn attach_here<S: Serialize>(
         }
         None
     };
-    let loaded = load(&interface, old.is_some().then_some(&instance))?;
-    let kept = old.as_ref().map_or(&[][..], |(record, _)| &record.ports[1..]);
+    let kept = old.as_ref().map(|(kept, _)| kept);
+    let loaded = load(&interface, kept)?;
     let mut new = Vec::new();
     if old.is_none() {
         new.push((own.clone(), Link::attach(&loaded.program, &interface, request.mode)?));
     }
-    new.extend(more(&interface, kept)?);
+    let others = more(&interface, kept)?;
     let mut ports = vec![own];
-    ports.extend(kept.iter().cloned());
-    ports.extend(new.iter().skip(usize::from(old.is_none())).map(|(port, _)| port.clone()));
+    ports.extend(kept.into_iter().flat_map(|kept| kept.ports.clone()));
+    ports.extend(others.iter().map(|(port, _)| port.clone()));
+    new.extend(others);
     let record = Record {
         layout: request.layout,
         netns: request.netns.clone(),
@@ -340,7 +355,15 @@ fn attach_here<S: Serialize>(
         settings: loaded.settings,
     };
 
-    let Some((_, link)) = &old else {
+    if let Some((_, link)) = &old {
+        pin_links(&instance, &new)?;
+        link.replace(&loaded.program).map_err(|source| AttachError::Replace {
+            dev: interface.name.clone(),
+            group: request.group,
+            source,
+        })?;
+        record::write(&instance, &record)?;
+    } else {
         let mut maps = loaded.maps;
         let pinned = instance.create().map_err(AttachError::from).and_then(|()| {
             maps.pin(&instance)?;
@@ -352,29 +375,16 @@ fn attach_here<S: Serialize>(
             let _ = instance.remove();
             return Err(error);
         }
-        let dev = interface.name;
-        return Ok(Attached { instance, dev, replaced: false, warnings: loaded.warnings });
-    };
-    pin_links(&instance, &new)?;
-    link.replace(&loaded.program).map_err(|source| AttachError::Replace {
-        dev: interface.name.clone(),
-        group: request.group,
-        source,
-    })?;
-    record::write(&instance, &record)?;
-    Ok(Attached { instance, dev: interface.name, replaced: true, warnings: loaded.warnings })
+    }
+    Ok(Attached { instance, interface, replaced: old.is_some(), warnings: loaded.warnings })
 }
 
 fn pin_links(instance: &Instance, links: &[(Port, Link)]) -> Result<(), XdpError> {
     links.iter().try_for_each(|(port, link)| link.pin(&instance.link_pin(&port.role, port.ifindex)))
 }
 
-/// The record of an instance that `request` may upgrade, and its link to the interface.
-fn upgradable(
-    instance: &Instance,
-    request: &Request,
-    own: &Port,
-) -> Result<(Record<IgnoredAny>, Link), AttachError> {
+/// What `request` keeps of an instance that it may upgrade, and the link to its interface.
+fn upgradable(instance: &Instance, request: &Request, own: &Port) -> Result<(Kept, Link), AttachError> {
     let record = Record::<IgnoredAny>::read(instance, request.layout);
     let name = instance.name.clone();
     let detach = instance.detach_command();
@@ -395,11 +405,19 @@ fn upgradable(
         return Err(AttachError::Other { name, found: describe(&found), wanted: describe(own), detach });
     }
     // Numbers are of one namespace: the interface that is here may be another.
-    let link = Link::open_here(&instance.link_pin(DEV, own.ifindex), own.ifindex);
-    match link {
-        Some(link) => Ok((record, link)),
-        None => Err(AttachError::Elsewhere { name, place: place(&record), dev: own.dev.clone(), detach }),
+    let Some(link) = Link::open_here(&instance.link_pin(DEV, own.ifindex), own.ifindex) else {
+        return Err(AttachError::Elsewhere { name, place: place(&record), dev: own.dev.clone(), detach });
+    };
+    let mut ports = Vec::new();
+    for port in record.ports.into_iter().skip(1) {
+        if port.is_attached(instance) {
+            ports.push(port);
+        } else {
+            // Somebody has taken its program off, or it is gone. Its name may be wanted again.
+            instance.unpin_link(&port.role, port.ifindex)?;
+        }
     }
+    Ok((Kept { instance: instance.clone(), ports }, link))
 }
 
 /// The name of an instance after its interface: bpffs takes no dots.

@@ -91,8 +91,8 @@ pub fn attach(root: &Root, request: &Request) -> Result<Attached, AttachError> {
     instance::attach(
         root,
         &common,
-        |interface, old| {
-            let mut loaded = load(old)?;
+        |interface, kept| {
+            let mut loaded = load(kept.map(|kept| &kept.instance))?;
             loaded.warnings.extend(interface.down_warning());
             Ok(loaded)
         },

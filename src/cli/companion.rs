@@ -77,7 +77,7 @@ pub(super) fn report_attached(global: &Global, attached: &Attached, mode: Mode) 
         }));
     }
     let done = if attached.replaced { "replaced" } else { "attached" };
-    global.done(&format!("{done} {group} {name}: {} ({mode})", attached.dev));
+    global.done(&format!("{done} {group} {name}: {} ({mode})", attached.interface.name));
 }
 
 /// Reports which instances are gone.

@@ -11,11 +11,11 @@ use super::{Failure, Global, Usage, on_signal};
 use crate::echo::attach::{self, Rate, Request};
 use crate::echo::datapath::{Maps, View};
 use crate::echo::skeleton;
-use crate::echo::watch::{Seen, Watcher};
+use crate::echo::watch::{Changes, Watcher};
 use crate::echo::{GROUP, VERDICTS};
+use crate::instance::Attached;
 use crate::kernel::detach as kernel;
 use crate::kernel::object;
-use crate::kernel::pins::Instance;
 use crate::kernel::xdp::Mode;
 use crate::output;
 
@@ -103,12 +103,15 @@ impl Attach {
             with_peer: self.with_peer,
         };
         // Before the attach, so that no signal finds it done and nobody to undo it, and no change comes unheard.
-        let watching =
-            if self.watch_addresses { Some((on_signal()?, Watcher::new(&request)?)) } else { None };
+        let watching = if self.watch_addresses {
+            Some((on_signal()?, Changes::listen(request.netns.as_deref(), &request.dev)?))
+        } else {
+            None
+        };
         let attached = attach::attach(&global.root(), &request)?;
         report_attached(global, &attached, request.mode);
         match watching {
-            Some((stopped, watcher)) => watch(global, &attached.instance, watcher, &stopped),
+            Some((stopped, changes)) => watch(global, &attached, changes, &stopped),
             None => Ok(()),
         }
     }
@@ -118,29 +121,29 @@ impl Attach {
 /// detached.
 fn watch(
     global: &Global,
-    instance: &Instance,
-    mut watcher: Watcher,
+    attached: &Attached,
+    changes: Changes,
     stopped: &Receiver<()>,
 ) -> Result<(), Failure> {
+    let (root, instance) = (global.root(), &attached.instance);
     let maps = Maps::open(instance)?;
+    let mut watcher = Watcher::new(&root, attached, &maps, changes);
     let is_there =
         || instance.is_whole() && object::is_pinned_at(maps.views.handle(), &instance.map_pin("views"));
     let mut result = Ok(());
-    while stopped.try_recv().is_err() {
+    while result.is_ok() && stopped.try_recv().is_err() {
+        let seen = watcher.wait(TICK);
         if !is_there() {
             global.done(&format!("{} was detached by another command", instance.name));
             return Ok(());
         }
-        match watcher.wait(&maps, TICK) {
-            Ok(Seen::Nothing) => {}
-            Ok(Seen::Changed(view)) => show(global, &view),
-            Err(error) => {
-                result = Err(error.into());
-                break;
-            }
+        match seen {
+            Ok(None) => {}
+            Ok(Some(view)) => show(global, &view),
+            Err(error) => result = Err(error.into()),
         }
     }
-    kernel::detach(&global.root(), GROUP, &instance.name)?;
+    kernel::detach(&root, GROUP, &instance.name)?;
     report_detached(global, std::slice::from_ref(instance));
     result
 }

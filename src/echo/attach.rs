@@ -9,9 +9,9 @@ use thiserror::Error;
 
 use super::GROUP;
 use super::datapath::{Datapath, DatapathError, LAYOUT, Settings, View};
-use crate::instance::{self, AttachError, Attached, Loaded, Port};
+use crate::instance::{self, AttachError, Attached, Kept, Loaded, Port};
 use crate::kernel::addresses::Addresses;
-use crate::kernel::interface::{Interface, InterfaceError};
+use crate::kernel::interface::Interface;
 use crate::kernel::pins::Root;
 use crate::kernel::veth::{self, BareEnd, Reflection};
 use crate::kernel::xdp::{Link, Mode};
@@ -66,6 +66,10 @@ pub enum EchoError {
         "cannot ask the kernel for the addresses of {dev}: {source}; `ip address show dev {dev}` asks too"
     )]
     Addresses { dev: String, source: std::io::Error },
+    #[error(
+        "{dev} is gone, or somebody has taken its program off: nothing is answered any more; attach anew when it is back"
+    )]
+    Gone { dev: String },
     #[error("--with-peer: {dev} is no veth, so it has no far end; leave --with-peer out")]
     NoVeth { dev: String },
     #[error(
@@ -98,13 +102,15 @@ pub fn attach(root: &Root, request: &Request) -> Result<Attached, AttachError> {
     instance::attach(
         root,
         &common,
-        |interface, old| {
-            let (view, mut warnings) = view(interface, request)?;
+        |interface, kept| {
+            let settings = settings(request);
+            let (view, mut warnings) = view(interface, request.any, &request.addresses)?;
             warnings.extend(interface.down_warning());
-            if request.mode == Mode::Drv && !request.with_peer {
+            if request.mode == Mode::Drv && !request.with_peer && !has_peer(kept) {
                 warnings.extend(reflection_warning(interface));
             }
-            let datapath = Datapath::load(&settings(request), old).map_err(EchoError::from)?;
+            let old = kept.map(|kept| &kept.instance);
+            let datapath = Datapath::load(&settings, old).map_err(EchoError::from)?;
             datapath.maps.set_view(&view).map_err(EchoError::from)?;
             Ok(Loaded {
                 program: datapath.program,
@@ -114,7 +120,7 @@ pub fn attach(root: &Root, request: &Request) -> Result<Attached, AttachError> {
             })
         },
         |interface, kept| {
-            if !request.with_peer || kept.iter().any(|port| port.role == PEER) {
+            if !request.with_peer || has_peer(kept) {
                 return Ok(Vec::new());
             }
             let dev = || interface.name.clone();
@@ -126,6 +132,11 @@ pub fn attach(root: &Root, request: &Request) -> Result<Attached, AttachError> {
             }
         },
     )
+}
+
+/// Whether an upgrade keeps the program at the far end.
+fn has_peer(kept: Option<&Kept>) -> bool {
+    kept.is_some_and(|kept| kept.ports.iter().any(|port| port.role == PEER))
 }
 
 /// Attaches the program that lets everything pass to a far end, in native mode.
@@ -204,18 +215,23 @@ impl std::str::FromStr for Rate {
     }
 }
 
-/// What the program is to know of `interface`, which is in the caller's network namespace, and what the user should know of it.
+/// What the program is to know of `interface`, which is in the caller's network namespace, with addresses that it answers for
+/// `also`; and what the user should know of it.
 ///
 /// # Errors
 ///
 /// What the kernel says about the interface.
-pub fn view(interface: &Interface, request: &Request) -> Result<(View, Vec<String>), AttachError> {
+pub(super) fn view(
+    interface: &Interface,
+    any: bool,
+    also: &[IpAddr],
+) -> Result<(View, Vec<String>), AttachError> {
     let dev = &interface.name;
     let own = Addresses::of(interface).map_err(|source| EchoError::Addresses { dev: dev.clone(), source })?;
-    let mut addresses = request.addresses.clone();
+    let mut addresses = also.to_vec();
     addresses.extend(&own.hosts);
     let mut warnings = Vec::new();
-    if addresses.is_empty() && !request.any {
+    if addresses.is_empty() && !any {
         warnings.push(format!(
             "{dev} has no address: nothing is answered; mend: give it one and then `lb echo attach --replace`, or name it by --address, or answer for all by --any"
         ));
@@ -227,7 +243,7 @@ pub fn view(interface: &Interface, request: &Request) -> Result<(View, Vec<Strin
         ));
     }
     let view = View {
-        mac: interface.mac().map_err(|error: InterfaceError| error)?,
+        mac: interface.mac()?,
         ttl: sysctl("ipv4/ip_default_ttl"),
         hop_limit: sysctl(&format!("ipv6/conf/{dev}/hop_limit")),
         addresses,

@@ -275,14 +275,26 @@ impl Instance {
         fs::remove_dir(&self.path).map_err(failed("remove", &self.path))
     }
 
+    /// Removes the pin of a link, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn unpin_link(&self, role: &str, ifindex: u32) -> Result<(), PinError> {
+        self.unpin_path(&self.link_pin(role, ifindex))
+    }
+
     /// Removes a map's pin, if there is one.
     fn unpin(&self, name: &str) -> Result<(), PinError> {
-        let path = self.pin(name);
-        match fs::remove_file(&path) {
+        self.unpin_path(&self.pin(name))
+    }
+
+    fn unpin_path(&self, path: &Path) -> Result<(), PinError> {
+        match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             // A folder with a map's name is somebody else's.
             Err(error) if error.raw_os_error() == Some(libc::EISDIR) => Ok(()),
-            result => result.map_err(failed("remove", &path)),
+            result => result.map_err(failed("remove", path)),
         }
     }
 }
