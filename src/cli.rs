@@ -14,10 +14,10 @@ use clap::{Parser, Subcommand};
 
 use crate::kernel::pins::{DEFAULT_ROOT, Root};
 
-/// Spread IPsec tunnels over VPN concentrators with XDP
+/// Spread IPsec tunnels over VPN concentrators with XDP, and answer pings
 ///
 /// `lb attach` puts the balancer on its interfaces and returns; from then on the kernel does the work, and no process
-/// needs to run. `lb detach` takes it off again.
+/// needs to run. `lb detach` takes it off again. The commands of a companion have its name in front, as `lb echo attach`.
 #[derive(Debug, Parser)]
 #[command(name = "lb", version, propagate_version = true, disable_help_subcommand = true)]
 pub struct Cli {
