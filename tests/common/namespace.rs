@@ -2,7 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::process::{self, Command, Output};
+use std::io::Write;
+use std::process::{self, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lb::kernel::netns;
@@ -93,4 +94,15 @@ pub fn run(command: &mut Command) -> String {
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
     stdout.into_owned()
+}
+
+/// Runs lines of `ip` inside a namespace; they have to succeed.
+#[track_caller]
+pub fn batch(namespace: &Namespace, lines: &str) {
+    let mut command = Command::new("ip");
+    command.args(["-n", namespace.name(), "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("ip is installed");
+    child.stdin.take().expect("it is piped").write_all(lines.as_bytes()).expect("ip reads its lines");
+    let output = child.wait_with_output().expect("a child can be waited for");
+    assert!(output.status.success(), "{lines}\n{}", String::from_utf8_lossy(&output.stderr));
 }

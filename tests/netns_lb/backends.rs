@@ -175,7 +175,8 @@ fn root_changes_that_cannot_be_leave_everything_as_it_was() {
         assert_eq!(state(&lab), before, "lb backend {arguments}");
     }
     // An interface that has somebody else's program.
-    let occupant = crate::kernel::Occupant::by_link(&lab.balancer, "eth5", lb::kernel::xdp::Mode::Skb);
+    let occupant =
+        crate::common::kernel::Occupant::by_link(&lab.balancer, "eth5", lb::kernel::xdp::Mode::Skb);
     lab.lb("backend add new --dev eth5 --mac 02:00:00:00:00:05")
         .failed(1, &["eth5", &occupant.program.to_string()]);
     assert_eq!(state(&lab), before);

@@ -23,7 +23,7 @@ struct File<'a> {
 impl<'a> File<'a> {
     #[track_caller]
     fn new(lab: &'a Lab) -> Self {
-        let folder = TemporaryFolder::new(lab);
+        let folder = TemporaryFolder::new(&lab.root);
         Self { lab, path: folder.0.join("lb.toml"), _folder: folder }
     }
 
@@ -238,7 +238,8 @@ fn root_a_replacement_changes_what_differs_and_nothing_else() {
     }
     file.attach(&second, "").failed(1, &["attached already", "--replace"]);
     // Nor does an interface that has somebody else's program.
-    let occupant = crate::kernel::Occupant::by_link(&lab.balancer, "eth4", lb::kernel::xdp::Mode::Skb);
+    let occupant =
+        crate::common::kernel::Occupant::by_link(&lab.balancer, "eth4", lb::kernel::xdp::Mode::Skb);
     let text = second.replace("eth7,eth6", "eth1,eth7,eth6") + &table("f", "eth4", 0xf, "");
     file.attach(&text, "--replace").failed(1, &["eth4", &occupant.program.to_string()]);
     assert_eq!((state(&lab), pins(&lab)), before);

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
+use crate::common::kernel::Occupant;
 use crate::common::namespace::run;
-use crate::kernel::Occupant;
 use crate::lab::{Ended, LB, Lab, TemporaryFolder};
 use lb::kernel::xdp::Mode;
 
@@ -265,7 +265,7 @@ fn root_offload_is_refused() {
 #[test]
 fn root_without_root_each_command_says_so() {
     let lab = Lab::with_ports(3);
-    let folder = TemporaryFolder::new(&lab);
+    let folder = TemporaryFolder::new(&lab.root);
     // The build's own folder may be one that nobody else can look into. Copied by another process: a program that this
     // one holds open for writing, or that another test's fork does, cannot be run.
     let binary = folder.0.join("lb");
@@ -349,7 +349,7 @@ fn root_without_bpffs_attach_names_netns() {
 #[test]
 fn root_a_pin_root_elsewhere_is_refused_with_the_command_that_mends_it() {
     let mut lab = Lab::with_ports(3);
-    let folder = TemporaryFolder::new(&lab);
+    let folder = TemporaryFolder::new(&lab.root);
     let bpffs = std::mem::replace(&mut lab.root, folder.0.join("pins"));
     let shown = lab.root.display().to_string();
     lab.attach(PORTS).failed(1, &[&shown, "mount -t bpf", "--pin-root"]);

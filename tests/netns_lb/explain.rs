@@ -50,7 +50,7 @@ struct Files(TemporaryFolder);
 impl Files {
     #[track_caller]
     fn new(lab: &Lab) -> Self {
-        Self(TemporaryFolder::new(lab))
+        Self(TemporaryFolder::new(&lab.root))
     }
 
     #[track_caller]
@@ -423,8 +423,8 @@ fn root_explain_of_a_capture_names_the_backend_that_the_wire_shows() {
         let listening = || fs::metadata(&path).is_ok_and(|file| file.len() >= 24);
         assert!(eventually(crate::lab::PATIENCE, listening), "tcpdump does not begin");
 
-        let taps: Vec<Tap> = network.backends.iter().map(Tap::new).collect();
-        let back = Tap::new(&network.client);
+        let taps: Vec<Tap> = network.backends.iter().map(|backend| Tap::new(backend, "eth1")).collect();
+        let back = Tap::new(&network.client, "eth1");
         let family = Family::V4;
         let servers = BOTH_PORTS.map(|port| Servers::new(&network, family, port));
         for number in 1..=6u8 {

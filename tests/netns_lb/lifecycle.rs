@@ -11,20 +11,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::common::command::assert_keys;
 use crate::lab::{BACKENDS, Ended, Family, Lab, Network, PATIENCE, Running, eventually};
 use crate::packets::Stream;
 
 const PORTS: &str = "--ingress eth1 --egress eth2,eth3 --mode skb";
-
-/// The keys of an object.
-fn keys(object: &Value) -> BTreeSet<&str> {
-    object.as_object().unwrap_or_else(|| panic!("{object} is no object")).keys().map(String::as_str).collect()
-}
-
-#[track_caller]
-fn assert_keys(object: &Value, documented: &[&str]) {
-    assert_eq!(keys(object), documented.iter().copied().collect(), "{object}");
-}
 
 // What is printed
 

@@ -8,7 +8,6 @@ mod config;
 mod errors;
 mod explain;
 mod flood;
-mod kernel;
 mod lab;
 mod lifecycle;
 mod packets;

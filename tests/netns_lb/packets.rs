@@ -3,21 +3,15 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::ifaddrs::getifaddrs;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrLike, bind, recv, send, socket,
-};
-
 use crate::common::namespace::Namespace;
 use crate::common::packet::{Ike, esp_bytes};
-use crate::lab::{Family, Network, PATIENCE, eventually};
-use lb::kernel::interface::Interface;
+pub use crate::common::tap::Tap;
+use crate::lab::{Family, Network, PATIENCE};
 
 /// How long to look for packets that should not come.
 pub const SILENCE: Duration = Duration::from_millis(30);
@@ -80,63 +74,13 @@ pub fn ike_bytes(port: u16, message: Ike) -> Vec<u8> {
     if port == NAT { [&[0; 4][..], &message.bytes()].concat() } else { message.bytes() }
 }
 
-/// A raw socket on `eth1` of a namespace: sends whole frames, and sees all that come.
-pub struct Tap {
-    socket: OwnedFd,
-    /// The interface's own, by which it is told what has been sent there.
-    mac: [u8; 6],
-}
-
-impl Tap {
-    #[track_caller]
-    pub fn new(namespace: &Namespace) -> Self {
-        let open = || -> nix::Result<OwnedFd> {
-            let tap =
-                socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
-            let address = getifaddrs()?
-                .filter(|interface| interface.interface_name == "eth1")
-                .filter_map(|interface| interface.address)
-                .find(|address| address.family() == Some(AddressFamily::Packet))
-                .expect("eth1 is there");
-            bind(tap.as_raw_fd(), &address)?;
-            Ok(tap)
-        };
-        let socket = namespace.within(open).expect("root may open raw sockets");
-        let mac = namespace.within(|| Interface::find("eth1").and_then(|eth1| eth1.mac()));
-        Self { socket, mac: mac.expect("eth1 is there").into_array() }
-    }
-
-    /// Sends a frame.
-    #[track_caller]
-    pub fn send(&self, frame: &[u8]) {
-        send(self.socket.as_raw_fd(), frame, MsgFlags::empty()).expect("a frame can be sent");
-    }
-
-    /// The frames that have come since the last call.
-    pub fn frames(&self) -> Vec<Vec<u8>> {
-        let mut buffer = [0; 8192];
-        let mut next = || {
-            let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).ok()?;
-            Some(buffer[..length].to_vec())
-        };
-        std::iter::from_fn(&mut next).filter(|frame| frame.get(6..12) != Some(&self.mac)).collect()
-    }
-
-    /// Waits for a frame that `wanted` is true of.
-    #[track_caller]
-    pub fn wait_for(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) {
-        let seen = || self.frames().iter().any(|frame| wanted(frame));
-        assert!(eventually(PATIENCE, seen), "{what} is not seen");
-    }
-}
-
 /// Raw sockets of all backends.
 pub struct Taps(pub Vec<Tap>);
 
 impl Taps {
     #[track_caller]
     pub fn new(network: &Network) -> Self {
-        Self(network.backends.iter().map(Tap::new).collect())
+        Self(network.backends.iter().map(|backend| Tap::new(backend, "eth1")).collect())
     }
 
     /// How many frames each backend sees that `wanted` is true of. Waits until there are as many as `expected` in all, and

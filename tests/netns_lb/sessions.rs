@@ -83,7 +83,7 @@ impl Wired {
     #[track_caller]
     fn new() -> Self {
         let network = Network::new();
-        Self { client: Tap::new(&network.client), backends: Taps::new(&network), network }
+        Self { client: Tap::new(&network.client, "eth1"), backends: Taps::new(&network), network }
     }
 
     fn lab(&self) -> &Lab {

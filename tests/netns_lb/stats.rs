@@ -23,7 +23,7 @@ fn root_labels_are_counted_where_spis_have_them() {
         network.lab.backends("label").iter().map(|label| label.as_u64().expect("each has one")).collect();
     let free = (1..16).find(|label| !labels.contains(label)).expect("fifteen labels are more than four");
 
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
+    let (tap, taps) = (Tap::new(&network.client, "eth1"), Taps::new(&network));
     let client = Family::V4.client(1);
     // Packets whose label is no backend's, and one whose label is.
     destination(&tap, &taps, &packet::esp(client, (free as u32) << 28 | 1));

@@ -434,7 +434,7 @@ pub fn answer(backend: usize, frame: Vec<u8>) -> Vec<u8> {
 /// Takes clients through IKE, up to the message that proves that they hear their backends. Returns each one's backend.
 #[track_caller]
 pub fn establish(network: &Network, ends: &[End]) -> Vec<usize> {
-    let (client, backends) = (Tap::new(&network.client), Taps::new(network));
+    let (client, backends) = (Tap::new(&network.client, "eth1"), Taps::new(network));
     for End { address, port, initiator_spi, .. } in ends {
         client.send(&packet::ike_nat(*address, *port, Ike::init(*initiator_spi)));
     }

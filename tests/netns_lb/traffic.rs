@@ -112,7 +112,7 @@ fn session(network: &Network, client: IpAddr) -> Value {
 
 fn all_of_a_client_goes_to_the_backend_of_its_first_packet(mode: &str) {
     let network = attached(mode, "");
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
+    let (tap, taps) = (Tap::new(&network.client, "eth1"), Taps::new(&network));
     for family in Family::BOTH {
         // One client begins on port 500, the other on 4500.
         for (number, port) in [(1, IKE), (2, NAT)] {
@@ -206,7 +206,7 @@ fn macs_are_resolved_by_the_vip(mode: &str) {
             // Other addresses are not balanced.
             let other = if family == Family::V4 { Family::V6 } else { Family::V4 };
             let dropped = network.lab.verdict("other_dropped");
-            Tap::new(&network.client).send(&packet::echo_request(other.client(1)));
+            Tap::new(&network.client, "eth1").send(&packet::echo_request(other.client(1)));
             assert!(eventually(PATIENCE, || network.lab.verdict("other_dropped") == dropped + 1));
             network.lab.lb("detach").done();
         }
@@ -241,7 +241,7 @@ fn macs_are_learned_from_frames(mode: &str) {
     network.lab.attach(&format!("--ingress eth1 --egress eth2..eth5 --mode {mode} --quiet")).done();
     assert_eq!(network.lab.backends("state"), ["unresolved"; BACKENDS]);
     assert!(network.lab.backends("mac").iter().all(Value::is_null));
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
+    let (tap, taps) = (Tap::new(&network.client, "eth1"), Taps::new(&network));
     tap.send(&packet::ike(Family::V4.client(1), Ike::init(INITIATOR_SPI)));
     assert!(eventually(PATIENCE, || network.lab.verdict("no_backend") == 1));
 
@@ -268,7 +268,7 @@ fn macs_are_learned_from_frames(mode: &str) {
 
 fn tcp_is_dropped(mode: &str) {
     let network = attached(mode, "");
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
+    let (tap, taps) = (Tap::new(&network.client, "eth1"), Taps::new(&network));
     for (n, family) in (1..).zip(Family::BOTH) {
         let frame = packet::tcp(family.client(1), family.vip(), 22);
         tap.send(&frame);
@@ -325,7 +325,7 @@ fn tcp_is_passed_to_the_local_stack(mode: &str) {
 
 fn vlan_tagged_frames_are_balanced(mode: &str) {
     let network = attached(mode, "");
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
+    let (tap, taps) = (Tap::new(&network.client, "eth1"), Taps::new(&network));
     for (number, family) in (1..).zip(Family::BOTH) {
         let client = family.client(number);
         let start = packet::ike(client, Ike::init(INITIATOR_SPI));
@@ -345,7 +345,7 @@ fn vlan_tagged_frames_are_balanced(mode: &str) {
 
 fn packets_without_a_session_agree_on_a_backend(mode: &str) {
     let network = attached(mode, "");
-    let (tap, taps) = (Tap::new(&network.client), Taps::new(&network));
+    let (tap, taps) = (Tap::new(&network.client, "eth1"), Taps::new(&network));
     let mut reached = [false; BACKENDS];
     for number in 1..=10 {
         let client = Family::V4.client(number);
@@ -381,7 +381,8 @@ fn answers_go_to_the_interface_that_the_client_is_behind(mode: &str) {
     assert_eq!(ended.stderr, "");
     ended.done();
 
-    let (tap, second_tap, taps) = (Tap::new(&network.client), Tap::new(&second), Taps::new(&network));
+    let (tap, second_tap, taps) =
+        (Tap::new(&network.client, "eth1"), Tap::new(&second, "eth1"), Taps::new(&network));
     for (family, address) in Family::BOTH.into_iter().zip(addresses) {
         let answers = |tap: &Tap| {
             // An echo reply: type 0 behind an IPv4 header without options, or type 129 behind an IPv6 header.
@@ -460,7 +461,7 @@ fn sessions_expire(mode: &str) {
     assert_eq!(network.lab.verdict("new"), 2);
 
     // What is used does not expire.
-    let tap = Tap::new(&network.client);
+    let tap = Tap::new(&network.client, "eth1");
     for spi in 0..15 {
         tap.send(&packet::esp(client, 0x5000 + spi));
         thread::sleep(Duration::from_millis(200));

@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
-use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter, ProgInfoQueryOptions};
+use libbpf_rs::query::{LinkInfoIter, MapInfo, MapInfoIter, ProgInfoIter, ProgInfoQueryOptions};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Xdp, XdpFlags};
+use libbpf_rs::{MapCore, MapHandle, Xdp, XdpFlags};
 
-use crate::common::namespace::Namespace;
-use crate::lab::eventually;
+use super::command::eventually;
+use super::folder::listing;
+use super::namespace::Namespace;
 use lb::kernel::interface::Interface;
 use lb::kernel::program::Program;
 use lb::kernel::xdp::{Link, Mode};
@@ -19,10 +21,7 @@ mod floor {
     include!(concat!(env!("OUT_DIR"), "/floor.skel.rs"));
 }
 
-/// The ids of everything in the kernel that belongs to one instance.
-///
-/// Other tests attach and detach meanwhile, so what is ours is found from the session table: its number of entries is
-/// the instance's own (`Lab::max_sessions`).
+/// The ids of everything in the kernel that belongs together. Other tests attach and detach meanwhile, so each says what is its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     pub maps: BTreeSet<u32>,
@@ -31,16 +30,32 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// What there is with a session table of so many buckets.
-    pub fn find(buckets: u32) -> Self {
-        let mut maps: BTreeSet<u32> = MapInfoIter::default()
-            .filter(|map| map.name == "sessions" && map.max_entries == buckets)
-            .map(|map| map.id)
-            .collect();
-        let mut programs = BTreeSet::new();
+    /// The maps that `is_ours` is true of, and what there is with them.
+    pub fn with_maps(is_ours: impl Fn(&MapInfo) -> bool) -> Self {
+        let maps = MapInfoIter::default().filter(is_ours).map(|map| map.id).collect();
+        Self::around(maps, BTreeSet::new())
+    }
+
+    /// What is pinned below a folder, and what there is with it.
+    #[track_caller]
+    pub fn pinned(folder: &Path) -> Self {
+        let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
+        for path in listing(folder).iter().filter(|path| path.is_file()) {
+            if let Ok(link) = Link::open(path) {
+                programs.insert(link.info().expect("it is a link").program_id);
+            } else {
+                let map = MapHandle::from_pinned_path(path).expect("what is no link is a map");
+                maps.insert(map.info().expect("it is a map").info.id);
+            }
+        }
+        Self::around(maps, programs)
+    }
+
+    /// These maps and programs, the programs of the maps, the maps of the programs, and the programs' links.
+    fn around(mut maps: BTreeSet<u32>, mut programs: BTreeSet<u32>) -> Self {
         let options = ProgInfoQueryOptions::default().include_map_ids(true);
         for program in ProgInfoIter::with_query_opts(options) {
-            if program.map_ids.iter().any(|id| maps.contains(id)) {
+            if programs.contains(&program.id) || program.map_ids.iter().any(|id| maps.contains(id)) {
                 programs.insert(program.id);
                 maps.extend(program.map_ids);
             }
