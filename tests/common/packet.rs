@@ -5,7 +5,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
-    IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, PacketBuilder, PacketBuilderStep,
+    IpDscp, IpEcn, IpFragOffset, IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options,
+    Ipv6Extensions, Ipv6FlowLabel, Ipv6Header, PacketBuilder, PacketBuilderStep,
 };
 
 /// Where clients' frames come from.
@@ -210,6 +211,122 @@ pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, body: &[u8]) -> Vec<u
 /// Ping of a client to the VIP.
 pub fn echo_request(client: IpAddr) -> Vec<u8> {
     icmp(client, vip(client), if client.is_ipv6() { 128 } else { 8 }, &[7; 60])
+}
+
+/// An echo request or reply of either family, all of whose fields are a test's to choose; checksums and lengths are made to
+/// fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Destination MAC.
+    pub to: [u8; 6],
+    /// Source MAC.
+    pub from: [u8; 6],
+    /// Ethertypes of VLAN tags, the outermost first.
+    pub tags: Vec<u16>,
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// Type of service, or traffic class.
+    pub service: u8,
+    /// Identification, or the lower bits of the flow label.
+    pub label: u16,
+    /// TTL, or hop limit.
+    pub ttl: u8,
+    pub kind: u8,
+    pub code: u8,
+    pub identifier: u16,
+    pub sequence: u16,
+    pub payload: Vec<u8>,
+    /// IPv6 extension headers, each with its protocol; the first byte of each comes to name the next one.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// What lies in the frame behind the packet.
+    pub trailer: Vec<u8>,
+}
+
+impl Ping {
+    /// A request of 56 bytes.
+    pub fn request(source: IpAddr, destination: IpAddr) -> Self {
+        Self {
+            to: GATEWAY_MAC,
+            from: CLIENT_MAC,
+            tags: Vec::new(),
+            source,
+            destination,
+            service: 0,
+            label: 0x1234,
+            ttl: 57,
+            kind: if source.is_ipv6() { 128 } else { 8 },
+            code: 0,
+            identifier: 0x4c42,
+            sequence: 1,
+            payload: (0..56).collect(),
+            extensions: Vec::new(),
+            trailer: Vec::new(),
+        }
+    }
+
+    /// The reply, as a host sends it that leaves all other fields as they are.
+    pub fn reply(&self, ttl: u8) -> Self {
+        Self {
+            to: self.from,
+            from: self.to,
+            source: self.destination,
+            destination: self.source,
+            ttl,
+            kind: if self.source.is_ipv6() { 129 } else { 0 },
+            ..self.clone()
+        }
+    }
+
+    pub fn frame(&self) -> Vec<u8> {
+        let [[a, b], [c, d]] = [self.identifier, self.sequence].map(u16::to_be_bytes);
+        let rest = [a, b, c, d];
+        let ethernet = PacketBuilder::ethernet2(self.from, self.to);
+        let mut frame = Vec::new();
+        let written = match (self.source, self.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let header = Ipv4Header {
+                    dscp: IpDscp::try_new(self.service >> 2).expect("six bits"),
+                    ecn: IpEcn::try_new(self.service & 3).expect("two bits"),
+                    identification: self.label,
+                    time_to_live: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Default::default()
+                };
+                let ip = ethernet.ip(IpHeaders::Ipv4(header, Ipv4Extensions::default()));
+                ip.icmpv4_raw(self.kind, self.code, rest).write(&mut frame, &self.payload)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = Ipv6Header {
+                    traffic_class: self.service,
+                    flow_label: Ipv6FlowLabel::try_new(self.label.into()).expect("16 of 20 bits"),
+                    hop_limit: self.ttl,
+                    source: source.octets(),
+                    destination: destination.octets(),
+                    ..Default::default()
+                };
+                let ip = ethernet.ip(IpHeaders::Ipv6(header, Ipv6Extensions::default()));
+                ip.icmpv6_raw(self.kind, self.code, rest).write(&mut frame, &self.payload)
+            }
+            (source, destination) => panic!("{source} and {destination} are of two families"),
+        };
+        written.expect("a test's packet has lawful lengths");
+        if !self.extensions.is_empty() {
+            frame = ipv6_rewritten(&frame, &frame[l4_at(&frame)..], &self.extensions);
+        }
+        [tagged(&frame, &self.tags), self.trailer.clone()].concat()
+    }
+
+    /// Where the IP header begins in the frame.
+    pub fn ip_at(&self) -> usize {
+        IP_AT + 4 * self.tags.len()
+    }
+
+    /// Where the ICMP message begins in the frame.
+    pub fn icmp_at(&self) -> usize {
+        let extensions: usize = self.extensions.iter().map(|(_, bytes)| bytes.len()).sum();
+        self.ip_at() + if self.source.is_ipv6() { 40 } else { 20 } + extensions
+    }
 }
 
 /// A client's answer to a ping of the VIP.
