@@ -4,6 +4,7 @@
 //! says "whole", is pinned last: whatever cuts an attach short, the next attach or detach finds the rest and clears it away.
 
 use std::io;
+use std::path::PathBuf;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -124,15 +125,20 @@ pub struct Port {
 }
 
 impl Port {
+    /// The pin of the link to it.
+    fn pin(&self, instance: &Instance) -> PathBuf {
+        instance.link_pin(&self.role, self.ifindex)
+    }
+
     /// Whether its program is on it.
     pub fn is_attached(&self, instance: &Instance) -> bool {
-        let link = Link::open(&instance.link_pin(&self.role, self.ifindex)).and_then(|link| link.info());
+        let link = Link::open(&self.pin(instance)).and_then(|link| link.info());
         link.is_ok_and(|info| info.ifindex == self.ifindex)
     }
 
     fn attachment(&self, instance: &Instance, problems: &mut Vec<String>) -> Attachment {
         let dev = &self.dev;
-        let link = Link::open(&instance.link_pin(&self.role, self.ifindex)).and_then(|link| link.info());
+        let link = Link::open(&self.pin(instance)).and_then(|link| link.info());
         let program_id = match link {
             Ok(info) if info.ifindex == self.ifindex => Some(info.program_id),
             Ok(_) => {
@@ -380,7 +386,7 @@ fn attach_here<S: Serialize>(
 }
 
 fn pin_links(instance: &Instance, links: &[(Port, Link)]) -> Result<(), XdpError> {
-    links.iter().try_for_each(|(port, link)| link.pin(&instance.link_pin(&port.role, port.ifindex)))
+    links.iter().try_for_each(|(port, link)| link.pin(&port.pin(instance)))
 }
 
 /// What `request` keeps of an instance that it may upgrade, and the link to its interface.
@@ -405,17 +411,15 @@ fn upgradable(instance: &Instance, request: &Request, own: &Port) -> Result<(Kep
         return Err(AttachError::Other { name, found: describe(&found), wanted: describe(own), detach });
     }
     // Numbers are of one namespace: the interface that is here may be another.
-    let Some(link) = Link::open_here(&instance.link_pin(DEV, own.ifindex), own.ifindex) else {
+    let Some(link) = Link::open_here(&own.pin(instance), own.ifindex) else {
         return Err(AttachError::Elsewhere { name, place: place(&record), dev: own.dev.clone(), detach });
     };
-    let mut ports = Vec::new();
-    for port in record.ports.into_iter().skip(1) {
-        if port.is_attached(instance) {
-            ports.push(port);
-        } else {
-            // Somebody has taken its program off, or it is gone. Its name may be wanted again.
-            instance.unpin_link(&port.role, port.ifindex)?;
-        }
+    let ports: Vec<Port> =
+        record.ports.into_iter().skip(1).filter(|port| port.is_attached(instance)).collect();
+    // Others have lost their interface or their program, or are of an upgrade that was cut short. Their names may be wanted.
+    let known: Vec<_> = [own].into_iter().chain(&ports).map(|port| port.pin(instance)).collect();
+    for path in instance.links()?.into_iter().filter(|path| !known.contains(path)) {
+        instance.remove_link(&path)?;
     }
     Ok((Kept { instance: instance.clone(), ports }, link))
 }

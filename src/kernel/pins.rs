@@ -257,13 +257,7 @@ impl Instance {
         self.unpin(CONFIG)?;
         self.unpin(CONFIG_NEXT)?;
         for path in self.links()? {
-            match Link::open(&path) {
-                Ok(link) => link.detach().map_err(failed("detach", &path))?,
-                // Not a link, for all its name: not ours to touch.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
-                Err(error) => return Err(failed("open", &path)(error)),
-            }
-            fs::remove_file(&path).map_err(failed("remove", &path))?;
+            self.remove_link(&path)?;
         }
         for name in self.entries()?.iter().filter(|name| name.starts_with(MAP_PREFIX)) {
             self.unpin(name)?;
@@ -275,26 +269,28 @@ impl Instance {
         fs::remove_dir(&self.path).map_err(failed("remove", &self.path))
     }
 
-    /// Removes the pin of a link, if there is one.
+    /// Detaches the link that is pinned at `path`, and removes the pin. What is no link, for all its name, stays.
     ///
     /// # Errors
     ///
-    /// What the file system says.
-    pub fn unpin_link(&self, role: &str, ifindex: u32) -> Result<(), PinError> {
-        self.unpin_path(&self.link_pin(role, ifindex))
+    /// What the kernel or the file system says.
+    pub fn remove_link(&self, path: &Path) -> Result<(), PinError> {
+        match Link::open(path) {
+            Ok(link) => link.detach().map_err(failed("detach", path))?,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+            Err(error) => return Err(failed("open", path)(error)),
+        }
+        fs::remove_file(path).map_err(failed("remove", path))
     }
 
     /// Removes a map's pin, if there is one.
     fn unpin(&self, name: &str) -> Result<(), PinError> {
-        self.unpin_path(&self.pin(name))
-    }
-
-    fn unpin_path(&self, path: &Path) -> Result<(), PinError> {
-        match fs::remove_file(path) {
+        let path = self.pin(name);
+        match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             // A folder with a map's name is somebody else's.
             Err(error) if error.raw_os_error() == Some(libc::EISDIR) => Ok(()),
-            result => result.map_err(failed("remove", path)),
+            result => result.map_err(failed("remove", &path)),
         }
     }
 }
