@@ -6,7 +6,7 @@ use std::path::Path;
 use libbpf_rs::{MapCore, MapHandle, Object, OpenMapMut};
 use thiserror::Error;
 
-use super::pins::{self, Instance};
+use super::pins::{self, Instance, PinError};
 use super::program::Program;
 use super::xdp::PRIVILEGES;
 
@@ -21,10 +21,12 @@ pub enum ObjectError {
     Load { source: libbpf_rs::Error, hint: String },
     #[error("cannot keep a handle on {what}: {source}")]
     Handle { what: String, source: libbpf_rs::Error },
+    #[error(transparent)]
+    Pin(#[from] PinError),
     #[error(
-        "instance {name} has a map {map} of {found} entries, and this build of lb needs {wanted}; detach first: what it holds starts afresh"
+        "instance {name} has a map {map} of {found} entries, and this build of lb needs {wanted}; `{detach}` first: what it holds starts afresh"
     )]
-    Size { name: String, map: String, found: u32, wanted: u32 },
+    Size { name: String, map: String, found: u32, wanted: u32, detach: String },
 }
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -133,13 +135,15 @@ pub fn pin_config(config: &mut MapHandle, instance: &Instance) -> Result<(), Obj
 ///
 /// Where there is no such pin, or where it has another number of entries.
 pub fn reuse(instance: &Instance, name: &str, map: &mut OpenMapMut<'_>) -> Result<(), ObjectError> {
-    let pinned = MapHandle::from_pinned_path(instance.map_pin(name)).map_err(handle_error(name))?;
+    let pinned =
+        MapHandle::from_pinned_path(instance.map_pin(name)).map_err(|error| instance.corrupt(error))?;
     if pinned.max_entries() != map.max_entries() {
         return Err(ObjectError::Size {
             name: instance.name.clone(),
             map: name.into(),
             found: pinned.max_entries(),
             wanted: map.max_entries(),
+            detach: instance.detach_command(),
         });
     }
     map.reuse_fd(pinned.as_fd()).map_err(handle_error(name))
