@@ -7,12 +7,11 @@
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use ::lb::iflist::Listed;
 use ::lb::kernel::interface::Interface;
 use ::lb::kernel::pins::Root;
-use ::lb::kernel::program::{Program, RunOptions};
+use ::lb::kernel::program::Program;
 use ::lb::kernel::xdp::{Link, Mode};
 use ::lb::lb::attach::{self, Replace, Request};
 use ::lb::lb::config;
@@ -21,10 +20,10 @@ use ::lb::lb::skeleton::types::lb_verdict;
 use ::lb::lb::{GROUP, datapath::Maps, stats::Stats};
 use ::lb::output;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use crate::common::namespace::{Namespace, veth};
 use crate::common::packet::{self, Ike};
+use crate::live::{Receiver, Sender, set_port};
 use crate::{INITIATOR, RESPONDER, floor, median};
 
 /// Frames of one measurement.
@@ -59,38 +58,14 @@ pub fn run(quick: bool) {
     let floors = open.load().expect("the floor loads");
     let (out, back) = (Sender::new(&path.sender, "out"), Sender::new(&path.receiver, "in"));
 
-    let count = Program::from_fd(floors.progs.floor_count.as_fd()).expect("a handle");
     let redirect = Program::from_fd(floors.progs.floor_redirect.as_fd()).expect("a handle");
-    let _receiver = path.receiver.within(|| {
-        let interface = Interface::find("in").expect("the receiver's interface");
-        Link::attach(&count, &interface, Mode::Drv).expect("the receiver counts")
-    });
     set_port(&path.middle, "eth2", &floors.maps.ports);
-
-    let arrived = || -> u64 {
-        let values = floors.maps.arrived.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY);
-        let values = values.expect("counters can be read").expect("an array has its entries");
-        values.iter().map(|bytes| u64::from_ne_bytes(bytes[..8].try_into().expect("a counter"))).sum()
-    };
+    let receiver = Receiver::new(&path.receiver, "in");
     // Frames a second that arrive of those sent.
     let measure = |frame: &[u8]| -> f64 {
-        let before = arrived();
-        let start = Instant::now();
-        out.send(frame, FRAMES);
-        let mut last = arrived();
-        let mut end = Instant::now();
-        // Frames may still be under way when the sender is done.
-        loop {
-            std::thread::sleep(Duration::from_millis(5));
-            let now = arrived();
-            if now == last {
-                break;
-            }
-            (last, end) = (now, Instant::now());
-        }
-        let counted = last - before;
-        assert!(counted > u64::from(FRAMES) * 9 / 10, "only {counted} of {FRAMES} frames arrived");
-        counted as f64 / (end - start).as_secs_f64()
+        let (arrived, per_second) = receiver.measure(|| out.send(frame, FRAMES));
+        assert!(arrived > u64::from(FRAMES) * 9 / 10, "only {arrived} of {FRAMES} frames arrived");
+        per_second
     };
 
     for mode in [Mode::Drv, Mode::Skb] {
@@ -135,41 +110,6 @@ pub fn run(quick: bool) {
         });
         println!("{mode} mode");
         println!("{}\n", output::table(&["", "MILLION/S", "X REDIRECT"], &[1, 2], rows));
-    }
-}
-
-/// Points a program that redirects at an interface.
-fn set_port(namespace: &Namespace, interface: &str, map: &libbpf_rs::MapMut<'_>) {
-    // A thread of its own needs a handle of its own.
-    let map = MapHandle::try_from(map).expect("a handle");
-    namespace.within(move || {
-        let index = Interface::find(interface).expect("an interface").index;
-        map.update(&0u32.to_ne_bytes(), &index.to_ne_bytes(), MapFlags::ANY).expect("a port can be set");
-    });
-}
-
-/// Sends frames out of an interface, made by the kernel itself.
-struct Sender<'a> {
-    namespace: &'a Namespace,
-    redirect: Program,
-}
-
-impl<'a> Sender<'a> {
-    fn new(namespace: &'a Namespace, interface: &str) -> Self {
-        let mut storage = MaybeUninit::uninit();
-        let open = floor::FloorSkelBuilder::default().open(&mut storage).expect("the floor opens");
-        let skeleton = open.load().expect("the floor loads");
-        set_port(namespace, interface, &skeleton.maps.ports);
-        // The program holds its maps when the skeleton has gone.
-        Self {
-            namespace,
-            redirect: Program::from_fd(skeleton.progs.floor_redirect.as_fd()).expect("a handle"),
-        }
-    }
-
-    fn send(&self, frame: &[u8], times: u32) {
-        let options = RunOptions { repeat: times, live: true, ..Default::default() };
-        self.namespace.within(|| self.redirect.run(frame, options)).expect("frames are sent");
     }
 }
 

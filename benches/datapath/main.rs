@@ -1,16 +1,20 @@
-//! What a packet costs in the datapath, in nanoseconds and against two floors.
+//! What a packet costs in the datapaths, in nanoseconds and against two floors.
 //!
-//! The floors are an empty program, and a program that does nothing but `bpf_redirect_map`: the cheapest thing
-//! that sends a frame to another interface. All numbers of one line of output come from one run, a round at a time over
+//! The floors are an empty program, and the cheapest one that sends a frame: one that does nothing but `bpf_redirect_map` for the
+//! balancer, one that returns `XDP_TX` for the echo responder. All numbers of one line of output come from one run, a round at a time over
 //! all cases, and the median of the rounds is shown: ratios hold on a noisy machine, nanoseconds less so.
 //!
-//! `cargo bench` runs everything; `cargo bench -- --quick` fewer rounds and sizes.
+//! `cargo bench` runs everything; `cargo bench -- --quick` fewer rounds and sizes; `cargo bench -- lb` or `-- echo` one datapath.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod echo;
+mod echo_end_to_end;
 mod end_to_end;
+mod live;
 mod many_clients;
 mod one_client;
+mod restore;
 mod scale;
 
 use std::mem::MaybeUninit;
@@ -25,6 +29,7 @@ use ::lb::output;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 mod floor {
@@ -41,12 +46,32 @@ const LABEL_BITS: u32 = 8;
 /// Runs of a program in one measurement.
 const REPEAT: u32 = 200_000;
 
+/// The datapaths that can be measured apart, each by its command.
+const DATAPATHS: [&str; 2] = ["lb", "echo"];
+
 fn main() {
     // Cargo passes options of its own, such as --bench.
-    let quick = std::env::args().any(|argument| argument == "--quick");
-    let rounds = if quick { 3 } else { 11 };
+    let (options, wanted): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    if let Some(unknown) = wanted.iter().find(|name| !DATAPATHS.contains(&name.as_str())) {
+        eprintln!("there is no datapath {unknown} to measure, only {}", DATAPATHS.join(" and "));
+        std::process::exit(2);
+    }
+    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|other| other == name);
+    let quick = options.iter().any(|option| option == "--quick");
     libbpf_rs::set_print(None);
     pin_to_one_core();
+    if wants("lb") {
+        balancing(quick);
+    }
+    if wants("echo") {
+        echo::run(quick);
+        echo_end_to_end::run(quick);
+    }
+}
+
+fn balancing(quick: bool) {
+    let rounds = if quick { 3 } else { 11 };
     println!(
         "One core, program only (BPF_PROG_TEST_RUN); median of {rounds} rounds of {REPEAT} runs each.\n"
     );
@@ -83,7 +108,7 @@ fn pin_to_one_core() {
     sched_setaffinity(this, &one).expect("a process may give up cores");
 }
 
-/// What all tables are measured with.
+/// What all tables of the balancer are measured with.
 struct Bench {
     empty: Program,
     redirect: Program,
@@ -115,14 +140,20 @@ impl Line {
 
 /// Prints lines, of which the first two are the empty program and the bare redirect.
 fn print(title: &str, lines: &[Line]) {
-    let (empty, redirect) = (lines[0].time, lines[1].time);
+    print_beside(title, "X REDIRECT", lines);
+}
+
+/// Prints lines, of which the first two are the empty program and the cheapest one that sends a frame; `column` says how often
+/// a line costs what the second one does.
+fn print_beside(title: &str, column: &str, lines: &[Line]) {
+    let (empty, sending) = (lines[0].time, lines[1].time);
     let row = |line: &Line| {
         let (target, met) = match line.target {
             None => (String::new(), String::new()),
             Some((base, most)) => {
                 let (base, of) = match base {
                     Base::Empty => (empty, "empty"),
-                    Base::Redirect => (redirect, "redirect"),
+                    Base::Redirect => (sending, "redirect"),
                     Base::Line(name) => {
                         let base = lines.iter().find(|other| other.name == name).expect("the line is there");
                         (base.time, name)
@@ -137,13 +168,13 @@ fn print(title: &str, lines: &[Line]) {
             line.name.clone(),
             format!("{:.1}", line.time),
             format!("{:.2}", line.time / empty),
-            format!("{:.2}", line.time / redirect),
+            format!("{:.2}", line.time / sending),
             target,
             met,
         ]
     };
     println!("{title}");
-    let columns = ["", "NS", "X EMPTY", "X REDIRECT", "TARGET", ""];
+    let columns = ["", "NS", "X EMPTY", column, "TARGET", ""];
     println!("{}\n", output::table(&columns, &[1, 2, 3], lines.iter().map(row)));
 }
 
@@ -152,7 +183,18 @@ fn nanoseconds(program: &Program, packet: &[u8], repeat: u32) -> f64 {
     program.run(packet, options).expect("the program runs").duration.as_nanos() as f64
 }
 
-/// The same; all runs have to end in this verdict, or something else is measured than is said.
+/// Nanoseconds of this thread's own time, to fractions of one, where the kernel says how long a run took in whole ones.
+fn cpu_nanoseconds(program: &Program, packet: &[u8], repeat: u32) -> f64 {
+    let now = || {
+        let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a thread has a clock");
+        time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64
+    };
+    let start = now();
+    nanoseconds(program, packet, repeat);
+    (now() - start) / f64::from(repeat)
+}
+
+/// The kernel's own time of a run; all runs have to end in this verdict, or something else is measured than is said.
 fn nanoseconds_of(
     loaded: &Datapath,
     verdict: lb_verdict,

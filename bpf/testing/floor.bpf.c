@@ -34,6 +34,13 @@ int floor_redirect(struct xdp_md *ctx)
 	return bpf_redirect_map(&ports, 0, XDP_DROP);
 }
 
+/* The floor of all programs that send a frame back out of the interface that it came in on. */
+SEC("xdp")
+int floor_tx(struct xdp_md *ctx)
+{
+	return XDP_TX;
+}
+
 /* A receiver that takes a frame, counts it, and gives its memory back at once. */
 SEC("xdp")
 int floor_count(struct xdp_md *ctx)
