@@ -168,6 +168,21 @@ impl Drop for Running {
     }
 }
 
+/// Starts a command and kills it after a while.
+pub fn cut_short(command: &mut Command, after: Duration) {
+    let mut running = Running::start(command);
+    thread::sleep(after);
+    running.kill();
+}
+
+/// Moments in the life of an attach that takes so long in all, and a little beyond. Most are close to its end, for that
+/// is when things are made that outlive it; before, the kernel verifies the programs. A slow machine gets fewer.
+pub fn moments(whole: Duration) -> impl Iterator<Item = Duration> {
+    let percents = (0..6).map(|n| 13 * n).chain((0..14).map(|n| 78 + 2 * n));
+    let stride = usize::try_from(whole.as_secs()).map_or(5, |seconds| seconds.clamp(1, 5));
+    percents.step_by(stride).map(move |percent| whole * percent / 100)
+}
+
 /// The keys of an object.
 fn keys(object: &Value) -> BTreeSet<&str> {
     object.as_object().unwrap_or_else(|| panic!("{object} is no object")).keys().map(String::as_str).collect()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::command::assert_keys;
+use crate::common::command::{assert_keys, cut_short, moments};
 use crate::lab::{BACKENDS, Ended, Family, Lab, Network, PATIENCE, Running, eventually};
 use crate::packets::Stream;
 
@@ -95,7 +95,7 @@ fn root_what_is_attached_is_shown_with_the_documented_keys() {
     assert_eq!((&of_client["sessions"], &of_client["packets"]), (&1.into(), &1.into()));
 
     let stats = lab.lb("stats --json").json();
-    assert_keys(&stats, &["backends", "name", "unplaced_starts", "verdicts"]);
+    assert_keys(&stats, &["actions", "backends", "name", "unplaced_starts", "verdicts"]);
     assert_keys(
         &stats["verdicts"],
         &[
@@ -589,21 +589,6 @@ fn time_of_attach(lab: &Lab, arguments: &str) -> Duration {
     start.elapsed()
 }
 
-/// Starts a command and kills it after a while.
-fn cut_short(lab: &Lab, arguments: &str, after: Duration) {
-    let mut running = Running::start(&mut lab.command(arguments));
-    thread::sleep(after);
-    running.kill();
-}
-
-/// Moments in the life of an attach that takes so long in all, and a little beyond. Most are close to its end, for that
-/// is when things are made that outlive it; before, the kernel verifies the programs. A slow machine gets fewer.
-fn moments(whole: Duration) -> impl Iterator<Item = Duration> {
-    let percents = (0..6).map(|n| 13 * n).chain((0..14).map(|n| 78 + 2 * n));
-    let stride = usize::try_from(whole.as_secs()).map_or(5, |seconds| seconds.clamp(1, 5));
-    percents.step_by(stride).map(move |percent| whole * percent / 100)
-}
-
 #[test]
 fn root_an_attach_that_is_killed_at_any_moment_is_repaired() {
     let lab = Lab::with_ports(3);
@@ -611,7 +596,7 @@ fn root_an_attach_that_is_killed_at_any_moment_is_repaired() {
     let whole = time_of_attach(&lab, &arguments);
     lab.lb("detach").done();
     for (moment, after) in moments(whole).enumerate() {
-        cut_short(&lab, &lab.attach_arguments(&arguments), after);
+        cut_short(&mut lab.command(&lab.attach_arguments(&arguments)), after);
         let status = lab.lb("status --json").json();
         let state = status[0]["state"].as_str().map(ToOwned::to_owned);
         match state.as_deref() {
@@ -650,7 +635,7 @@ fn root_a_replace_that_is_killed_at_any_moment_loses_nothing() {
     let whole = time_of_attach(lab, &arguments);
     let stream = Stream::start(&network, Family::V4);
     for after in moments(whole) {
-        cut_short(lab, &lab.attach_arguments(&arguments), after);
+        cut_short(&mut lab.command(&lab.attach_arguments(&arguments)), after);
         assert_eq!(lab.state(), "attached", "after {after:?}");
     }
     lab.attach(&arguments).done();
@@ -667,7 +652,7 @@ fn root_a_detach_that_is_killed_at_any_moment_is_repaired() {
     let lab = Lab::with_ports(3);
     for moment in 0..10 {
         lab.attach(PORTS).done();
-        cut_short(&lab, "detach", Duration::from_micros(moment * 1500));
+        cut_short(&mut lab.command("detach"), Duration::from_micros(moment * 1500));
         repair(&lab, PORTS, moment % 2 == 0);
     }
 }
