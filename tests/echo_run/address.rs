@@ -207,9 +207,15 @@ fn root_no_mac_that_is_no_other_hosts_is_answered() {
     for any in [false, true] {
         let responder = Responder::new(any);
         families(|request| {
-            for from in
-                [[0xff; 6], [0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1], [0x03, 0, 0, 0, 0, 0xc1]]
-            {
+            for from in [
+                [0; 6],
+                [0xff; 6],
+                [0x01, 0, 0, 0, 0, 0],
+                [0x01, 0, 0x5e, 0, 0, 1],
+                [0x33, 0x33, 0, 0, 0, 1],
+                [0x03, 0, 0, 0, 0, 0xc1],
+                OWN_MAC,
+            ] {
                 for request in in_all_tags(&Ping { from, ..request.clone() }) {
                     let description = format!("from {from:02x?}");
                     responder.passes(description, request.frame(), echo_verdict::ECHO_BAD_SOURCE);

@@ -1,6 +1,7 @@
 //! Frames longer than a page, which the program gets in several buffers.
 
 use std::fmt::Debug;
+use std::io::{Write, stderr};
 use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
 
@@ -21,6 +22,9 @@ use crate::reply::TAGS;
 
 /// Longer than any first buffer of a test run.
 const LONG: usize = 9000;
+
+/// What a frame has before anything else, and a first buffer at least.
+const ETHERNET: usize = 14;
 
 /// What is counted of a packet that ends before its frame does: the packet, and of what lies behind it as much as the first
 /// buffer has.
@@ -56,7 +60,7 @@ fn root_long_requests_are_answered() {
     });
 }
 
-/// Whoever is sent them looks at their checksums himself.
+/// Whoever gets the reply looks at its checksum himself.
 #[test]
 fn root_long_requests_with_a_wrong_checksum_get_a_reply_as_wrong() {
     let responder = Responder::new(false);
@@ -147,18 +151,15 @@ fn root_a_first_buffer_may_end_anywhere() {
     rodata.echo_config.any = 0;
     rodata.echo_config.source_interval = 0;
     let skeleton = open.load().expect("the program loads");
-    let maps = Maps {
-        current: table(&skeleton.maps.current),
-        verdicts: table(&skeleton.maps.verdicts),
-        views: table(&skeleton.maps.views),
-    };
+    let maps = Maps { verdicts: table(&skeleton.maps.verdicts), views: table(&skeleton.maps.data_views) };
     maps.set_view(&view()).expect("the view can be set");
     let counts = || stats::read(&maps.verdicts, VERDICTS.len()).expect("counters can be read");
     let run = |frame: &[u8], first: usize| cut_run(&skeleton.progs.lb_echo, frame, first);
 
     if let Err(error) = run(&[0; 64], 32) {
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
-        println!("this kernel cuts no frames for test runs; Linux 6.18 does");
+        // Past the test harness, which shows nothing of a test that passes.
+        let _ = writeln!(stderr(), "not tested: this kernel cuts no frames for test runs, Linux 6.18 does");
         return;
     }
     let check = |fixture: &Fixture, first: usize| {
@@ -203,9 +204,6 @@ fn root_a_first_buffer_may_end_anywhere() {
         }
     });
 }
-
-/// What a frame has before anything else, and a first buffer at least.
-const ETHERNET: usize = 14;
 
 #[track_caller]
 fn table<K: MapValue, V: MapValue>(map: &MapImpl<'_, impl Debug>) -> Table<K, V> {

@@ -1,10 +1,12 @@
 //! What a request becomes: MACs and addresses swapped, type, TTL and checksums of a reply, and all else as it was.
 
+use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use lb::echo::datapath::{ADDRESSES_MAX, View};
 use lb::echo::skeleton::types::echo_verdict;
+use siphasher::sip::SipHasher13;
 
 use crate::common::packet::{IP_AT, Ping, poked};
 use crate::fixture::{Expected, PEER4, PEER6, Responder, answered, families, view};
@@ -139,20 +141,32 @@ fn root_padding_of_ethernet_is_no_part_of_the_request() {
 
 #[test]
 fn root_every_address_of_a_full_view_is_answered_for_and_no_other() {
-    // Half of each family, so that all ways of a bucket are in use.
-    let v4 = (0..ADDRESSES_MAX as u32 / 2).map(|number| Ipv4Addr::from_bits(0x0a01_0000 + 2 * number).into());
-    let v6 = (0..ADDRESSES_MAX as u128 / 2)
-        .map(|number| Ipv6Addr::from_bits(0xfd00_u128 << 112 | (2 * number) << 64 | 1).into());
-    let addresses: Vec<IpAddr> = v4.chain(v6).collect();
+    // Addresses in a row hardly ever meet in a bucket, scattered ones do.
+    let address = |number: u64| -> IpAddr {
+        let mut hasher = SipHasher13::new();
+        hasher.write_u64(number);
+        let bits = hasher.finish();
+        if number % 2 == 0 {
+            Ipv4Addr::from_bits(0x0b00_0000 | bits as u32 & 0x00ff_ffff).into()
+        } else {
+            Ipv6Addr::from_bits((0xfd00_u128 << 112) | u128::from(bits)).into()
+        }
+    };
+    let addresses: Vec<IpAddr> = (0..ADDRESSES_MAX as u64).map(address).collect();
     let view = View { addresses: addresses.clone(), broadcasts: Vec::new(), ..view() };
     let responder = Responder::with(false, Duration::ZERO, &view);
-    for address in addresses {
+    let views = responder.datapath.maps.views.get(&0).expect("it can be read").expect("a view is set");
+    let encoded = views.views[views.current as usize];
+    let full = encoded.buckets.iter().any(|bucket| bucket.slots.iter().all(|slot| slot.kind != 0));
+    assert!(full, "no bucket is full, so its last place is not looked at");
+    for address in &addresses {
         let peer = if address.is_ipv6() { PEER6.into() } else { PEER4.into() };
-        responder.answers(format!("a request to {address}"), &Ping::request(peer, address));
-        let next = match address {
-            IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() + 1).into(),
-            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() + (1 << 64)).into(),
+        responder.answers(format!("a request to {address}"), &Ping::request(peer, *address));
+        let next: IpAddr = match address {
+            IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() ^ 1).into(),
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() ^ 1 << 64).into(),
         };
+        assert!(!addresses.contains(&next));
         let stranger = Ping::request(peer, next).frame();
         responder.passes(format!("a request to {next}"), stranger, echo_verdict::ECHO_OTHER_ADDRESS);
     }
