@@ -57,9 +57,13 @@ static __always_inline __u32 hash_to_range(__u64 hash, __u32 count)
 	return ((hash >> 32) * count) >> 32;
 }
 
-static __always_inline bool mac_equal(const __u8 *a, const __u8 *b)
+static __always_inline bool mac_equal(const void *a, const void *b)
 {
-	const __u16 *x = (const void *)a, *y = (const void *)b;
+	return *(const __u32 *)a == *(const __u32 *)b && *(const __u16 *)(a + 4) == *(const __u16 *)(b + 4);
+}
 
-	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
+/* Whether a MAC can be one host's: no group, and not zero (IEEE 802.3, section 3.2.3). */
+static __always_inline bool mac_is_host(const void *mac)
+{
+	return !(*(const __u8 *)mac & 1) && (*(const __u32 *)mac | *(const __u16 *)(mac + 4));
 }

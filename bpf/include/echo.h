@@ -64,6 +64,13 @@ struct echo_view {
 	struct echo_bucket buckets[ECHO_BUCKETS];
 };
 
+/* Two views, of which `current` names the one that counts: user space writes the other one, and then changes that word. */
+struct echo_views {
+	struct echo_view views[2];
+	__u32 current;
+	__u32 padding;
+};
+
 struct echo_config {
 	__u32 any; /* not 0: answer for every host's address */
 	__u32 padding;

@@ -10,12 +10,14 @@ static __always_inline void set_destination_mac(struct ethhdr *eth, const __u8 *
 	__builtin_memcpy(eth->h_dest, mac, sizeof(eth->h_dest));
 }
 
-/* Sends a frame back to where it came from: its two MACs change places. */
-static __always_inline void swap_macs(struct ethhdr *eth)
+/* Sends a frame, which begins at `eth`, back to where it came from: its two MACs change places. */
+static __always_inline void swap_macs(void *eth)
 {
-	__u8 mac[sizeof(eth->h_dest)];
+	__u32 *to = eth, *from = eth + 6, first = *to;
+	__u16 *to_end = eth + 4, *from_end = eth + 10, second = *to_end;
 
-	__builtin_memcpy(mac, eth->h_dest, sizeof(mac));
-	__builtin_memcpy(eth->h_dest, eth->h_source, sizeof(mac));
-	__builtin_memcpy(eth->h_source, mac, sizeof(mac));
+	*to = *from;
+	*to_end = *from_end;
+	*from = first;
+	*from_end = second;
 }

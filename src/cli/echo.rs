@@ -1,6 +1,6 @@
 //! `lb echo`: the responder to pings.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use super::companion::{Detach, On, Stats, report_attached, report_detached};
 use super::{Failure, Global, Usage, on_signal};
 use crate::echo::attach::{self, Rate, Request};
-use crate::echo::datapath::{Maps, View};
+use crate::echo::datapath::{Maps, View, is_host};
 use crate::echo::skeleton;
 use crate::echo::watch::{Changes, Watcher};
 use crate::echo::{GROUP, VERDICTS};
@@ -58,18 +58,10 @@ pub struct Attach {
 
 fn host(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr = text.parse().map_err(|error| format!("{error}"))?;
-    if address.is_multicast()
-        || address.is_unspecified()
-        || address.is_loopback()
-        || is_limited_broadcast(address)
-    {
+    if !is_host(address) {
         return Err("no host on a wire can own that address".into());
     }
     Ok(address)
-}
-
-fn is_limited_broadcast(address: IpAddr) -> bool {
-    address == IpAddr::from(Ipv4Addr::BROADCAST)
 }
 
 impl Command {

@@ -34,7 +34,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// How many factors are tried until all addresses have a place.
 const FACTORS: u64 = 10_000;
 
-crate::map_values! { types::counter, types::echo_view }
+crate::map_values! { types::counter, types::echo_views }
 
 impl From<types::counter> for Count {
     fn from(counter: types::counter) -> Self {
@@ -81,24 +81,21 @@ pub enum DatapathError {
 }
 
 /// Names, as they are pinned, of all maps that are kept.
-pub const MAPS: [&str; 4] = ["current", "sources", "verdicts", "views"];
+pub const MAPS: [&str; 3] = ["sources", "verdicts", "views"];
+
+/// The map of the variable `views`, as libbpf names it.
+const VIEWS: &str = ".data.views";
 
 /// The maps that user space reads or writes, the same for a loaded and for a pinned instance.
 #[derive(Debug)]
 pub struct Maps {
-    /// Which of `views` counts.
-    pub current: Table<u32, u32>,
     pub verdicts: Table<u32, types::counter>,
-    pub views: Table<u32, types::echo_view>,
+    pub views: Table<u32, types::echo_views>,
 }
 
 impl Maps {
     fn gather(handle: impl Fn(&str) -> Result<MapHandle, DatapathError>) -> Result<Self, DatapathError> {
-        Ok(Self {
-            current: Table::new(handle("current")?)?,
-            verdicts: Table::new(handle("verdicts")?)?,
-            views: Table::new(handle("views")?)?,
-        })
+        Ok(Self { verdicts: Table::new(handle("verdicts")?)?, views: Table::new(handle("views")?)? })
     }
 
     /// Opens the maps of an instance of this layout.
@@ -119,9 +116,13 @@ impl Maps {
     ///
     /// `TooMany`, and what the kernel says about the maps.
     pub fn set_view(&self, view: &View) -> Result<(), DatapathError> {
-        let next = 1 - self.current.get(&0)?.unwrap_or_default().min(1);
-        self.views.set(&next, &encode(view)?)?;
-        self.current.set(&0, &next)?;
+        let mut all = self.views.get(&0)?.expect("an array has all its entries");
+        let next = 1 - all.current.min(1);
+        // Both views are written, but the one that counts with what it holds: nobody sees that.
+        all.views[next as usize] = encode(view)?;
+        self.views.set(&0, &all)?;
+        all.current = next;
+        self.views.set(&0, &all)?;
         // The next call writes the view that is left here.
         thread::sleep(SETTLE);
         Ok(())
@@ -130,7 +131,8 @@ impl Maps {
 
 /// The view as the program looks addresses up in it.
 fn encode(view: &View) -> Result<types::echo_view, DatapathError> {
-    let ours = view.addresses.iter().map(|address| (*address, types::echo_address_kind::ECHO_OURS));
+    let hosts = view.addresses.iter().filter(|address| is_host(**address));
+    let ours = hosts.map(|address| (*address, types::echo_address_kind::ECHO_OURS));
     let broadcasts = view
         .broadcasts
         .iter()
@@ -153,6 +155,18 @@ fn encode(view: &View) -> Result<types::echo_view, DatapathError> {
     });
     encoded.buckets = buckets.ok_or(too_many)?;
     Ok(encoded)
+}
+
+/// Whether an address can be one host's on a wire: what the program asks of addresses that it does not know (bpf/echo.bpf.c, `is_host`).
+pub fn is_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            v4.octets()[0] != 0 && !v4.is_loopback() && !v4.is_multicast() && !v4.is_broadcast()
+        }
+        IpAddr::V6(v6) => {
+            !v6.is_unspecified() && !v6.is_loopback() && !v6.is_multicast() && v6.to_ipv4_mapped().is_none()
+        }
+    }
 }
 
 type Buckets = [types::echo_bucket; types::echo_limits::ECHO_BUCKETS.0 as usize];
@@ -218,7 +232,8 @@ impl Datapath {
 }
 
 fn pin_name(map: &OsStr) -> Option<&'static str> {
-    MAPS.into_iter().find(|name| map == *name)
+    // Of variables in a section of their own, whose name no pin may have for its dots.
+    if map == VIEWS { Some("views") } else { MAPS.into_iter().find(|name| map == *name) }
 }
 
 #[cfg(test)]
@@ -230,10 +245,12 @@ mod tests {
         let mut storage = MaybeUninit::uninit();
         let open = EchoSkelBuilder::default().open(&mut storage).unwrap();
         let object = open.open_object().maps();
-        let mut names: Vec<String> = object.map(|map| map.name().to_string_lossy().into_owned()).collect();
-        names.retain(|name| !name.contains('.'));
-        names.sort();
+        let mut names: Vec<&str> = object.filter_map(|map| pin_name(map.name())).collect();
+        names.sort_unstable();
         assert_eq!(names, MAPS);
+        let kept = |name: &str| name == VIEWS || !name.contains('.');
+        let all = open.open_object().maps();
+        assert_eq!(all.filter(|map| kept(&map.name().to_string_lossy())).count(), MAPS.len());
     }
 
     fn view(addresses: Vec<IpAddr>) -> View {
