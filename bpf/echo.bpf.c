@@ -143,7 +143,7 @@ static __always_inline __u64 sum_first_buffer(void *next, void *end, __u32 bytes
 {
 	__u64 sum = 0, last;
 
-	for (; bytes >= SUM_ROW; next += SUM_ROW, bytes -= SUM_ROW) {
+	for (int i = 0; i < ECHO_CHECKED_MAX / SUM_ROW && bytes >= SUM_ROW; i++, next += SUM_ROW, bytes -= SUM_ROW) {
 		__u32 *words = next;
 		__u64 row = 0;
 
@@ -152,14 +152,14 @@ static __always_inline __u64 sum_first_buffer(void *next, void *end, __u32 bytes
 		if (next + SUM_ROW > end)
 			return SUM_UNKNOWN;
 #pragma unroll
-		for (int i = 0; i < SUM_ROW / 4; i++) {
-			row += words[i];
+		for (int j = 0; j < SUM_ROW / 4; j++) {
+			row += words[j];
 			/* Word by word: a tree of sums needs more registers than there are. Rows do not wait for each other. */
 			barrier_var(row);
 		}
 		sum += row;
 	}
-	for (; bytes >= 8; next += 8, bytes -= 8) {
+	for (int i = 0; i < SUM_ROW / 8 && bytes >= 8; i++, next += 8, bytes -= 8) {
 		barrier_var(next);
 		if (next + 8 > end)
 			return SUM_UNKNOWN;
@@ -169,7 +169,8 @@ static __always_inline __u64 sum_first_buffer(void *next, void *end, __u32 bytes
 	}
 	if (bytes) {
 		/* The last eight bytes, without those that are in the sum: the lower ones on the machines that this is for. */
-		next = next - 8 + bytes;
+		barrier_var(bytes);
+		next = next - 8 + (bytes & 7);
 		barrier_var(next);
 		if (next + 8 > end)
 			return SUM_UNKNOWN;
