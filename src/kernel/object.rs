@@ -137,6 +137,13 @@ pub fn pin_config(config: &mut MapHandle, instance: &Instance) -> Result<(), Obj
 pub fn reuse(instance: &Instance, name: &str, map: &mut OpenMapMut<'_>) -> Result<(), ObjectError> {
     let pinned =
         MapHandle::from_pinned_path(instance.map_pin(name)).map_err(|error| instance.corrupt(error))?;
+    // Of another kind, it would be the verifier who notices, and its words are not for users.
+    let kind = (map.map_type(), map.key_size(), map.value_size());
+    if (pinned.map_type(), pinned.key_size(), pinned.value_size()) != kind {
+        return Err(instance
+            .corrupt(format!("its map {name} is none that this build of lb has made"))
+            .into());
+    }
     if pinned.max_entries() != map.max_entries() {
         return Err(ObjectError::Size {
             name: instance.name.clone(),
