@@ -82,7 +82,9 @@ static __always_inline const struct echo_view *view_get(void)
 
 static __always_inline enum echo_address_kind kind_of(const struct echo_view *view, const struct address *address)
 {
-	__u64 hash = (address->words[0] * 0x9e3779b97f4a7c15ULL ^ address->words[1]) * view->factor;
+	__u64 first = address->words[0] * 0x9e3779b97f4a7c15ULL;
+	/* The halves change places, as a product carries upwards alone, and addresses differ in their last bytes, which are the upper ones. */
+	__u64 hash = ((first << 32 | first >> 32) ^ address->words[1]) * view->factor;
 	const struct echo_bucket *bucket = &view->buckets[hash >> ECHO_BUCKET_SHIFT];
 
 	barrier_var(bucket);

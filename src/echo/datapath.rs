@@ -176,7 +176,8 @@ fn place(entries: &[(IpAddr, types::echo_address_kind)], factor: u64) -> Option<
     let mut buckets: Buckets = [types::echo_bucket::default(); types::echo_limits::ECHO_BUCKETS.0 as usize];
     for (address, kind) in entries {
         let words = address_words(*address);
-        let hash = (words[0].wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ words[1]).wrapping_mul(factor);
+        let first = words[0].wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+        let hash = (first ^ words[1]).wrapping_mul(factor);
         let slots = &mut buckets[(hash >> types::echo_limits::ECHO_BUCKET_SHIFT.0) as usize].slots;
         let same = slots.iter().position(|slot| slot.kind != 0 && slot.address.words == words);
         // An address that was given twice is what it was first.
